@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# pack.sh OUT HAVE: vLLM for a GPU host that reaches no registry, in parts of 62 MB under OUT.
+# HAVE is that host's `pip list --format=freeze`; what it lists (PyTorch with CUDA must be in it) is left out.
+# Takes about 8 minutes and 9 GB of scratch in ${WORK:-/tmp/elasticmoe-gpu-pack}.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+out=${1:?folder for the parts} have=$(realpath "${2:?pip list --format=freeze of the GPU host}")
+mkdir -p "$out"; out=$(realpath "$out")
+work=${WORK:-/tmp/elasticmoe-gpu-pack}
+mkdir -p "$work"; cd "$work"
+
+platforms=()
+for glibc in 5 12 17 18 24 26 27 28 31 32 34 35 36 39; do platforms+=(--platform "manylinux_2_${glibc}_x86_64"); done
+platforms+=(--platform manylinux2014_x86_64 --platform manylinux1_x86_64 --platform linux_x86_64 --platform any)
+target=(--only-binary=:all: --python-version 3.12 --implementation cp --abi cp312 --abi abi3 --abi none "${platforms[@]}")
+
+python3 -m pip download -q --no-deps -d wheels "${target[@]}" vllm==0.33.0 nvidia-nccl-cu13==2.30.7 zstandard
+[ -d site ] || python3 -m pip install -q --target site "${target[@]}" --ignore-requires-python --no-compile -r "$here/requirements.txt"
+python3 "$here/drop_installed.py" site "$have"
+
+# Kernels that neither Triton attention nor a small MoE touches stay behind: they are most of the wheel.
+rm -rf vllm-slim && mkdir vllm-slim
+(cd vllm-slim && unzip -q ../wheels/vllm-*.whl -x '*_vllm_fa2_C*' '*_vllm_fa3_C*' '*/vllm-rs' '*deep_gemm/*' '*_flashkda*' '*_deepselect*' '*_flashmla_C*' '*_qutlass*' '*fmha_sm100/*')
+unzip -q -o -j wheels/vllm-*.whl 'vllm/vllm_flash_attn/_vllm_fa3_C.abi3.so'
+unzip -q -o -j wheels/nvidia_nccl*.whl 'nvidia/nccl/lib/libnccl.so.2'
+tar -C site -cf - . | zstd -12 -T2 -q -f -o site.tar.zst
+tar -C vllm-slim -cf - . | zstd -12 -T2 -q -f -o vllm.tar.zst
+zstd -15 -T2 --long=27 -q -f libnccl.so.2 -o nccl.zst
+zstd -15 -T2 --long=27 -q -f _vllm_fa3_C.abi3.so -o fa3.zst
+
+cp "$here/unpack.sh" wheels/zstandard*.whl .
+tar cf - ./*.zst zstandard*.whl unpack.sh | split -d -b 62000000 - "$out/part."
+ls -la "$out"
