@@ -84,8 +84,10 @@ def parse(
 
     Flags of vLLM that mean nothing here are accepted and ignored. Raises ConfigError.
     """
-    args, _ignored = _parser().parse_known_args([_dashes(word) for word in argv])
-    model = args.model_tag or args.model
+    words = [_dashes(word) for word in argv]
+    tag = words.pop(0) if words and not words[0].startswith("-") else None
+    args, _ignored = _parser().parse_known_args(words)
+    model = tag or args.model
     try:
         redundant = int(json.loads(args.eplb_config).get("num_redundant_experts", 0))
     except (ValueError, AttributeError):
@@ -169,7 +171,6 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("model_tag", nargs="?", default=None, metavar="MODEL")
     add("--model", default=SIM_MODEL)
     add("--served-model-name", nargs="+")
     add("--host", default="127.0.0.1")

@@ -19,14 +19,14 @@ def kernels() -> Path:
 
 
 def platform() -> str | None:
-    """Entry point `vllm.platform_plugins`: the platform's class, None where there are no kernels."""
+    """Entry point `vllm.platform_plugins`: the platform's class, None without kernels."""
     if not (kernels() / "_C.abi3.so").is_file():
         return None
     return "elasticmoe_vllm_cpu.platform.ElasticCpuPlatform"
 
 
 def register() -> None:
-    """Entry point `vllm.general_plugins`: vLLM calls it in each of its processes, at times twice."""
+    """Entry point `vllm.general_plugins`: called in each of vLLM's processes, at times twice."""
     if platform() is not None:
         from elasticmoe_vllm_cpu import patches
 

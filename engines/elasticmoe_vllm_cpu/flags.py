@@ -1,4 +1,4 @@
-"""How vLLM 0.33 is started on CPU: the flags and the environment that demo, tests and benchmarks use."""
+"""How vLLM 0.33 is started on CPU: flags and environment for demo, tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def rank_flags(
     num_experts: int = 16,
     slots: int = SLOTS,
 ) -> list[str]:
-    """Flags that give a rank its place in a layout of `size` ranks; a joiner's is the new layout."""
+    """Flags that give a rank its place among `size` ranks; for a joiner the new size."""
     eplb = {**EPLB_CONFIG, "num_redundant_experts": slots * size - num_experts}
     return [
         *("--data-parallel-size", str(size)),

@@ -8,6 +8,8 @@ own and a pause while it polls.
 from __future__ import annotations
 
 import functools
+import re
+import sys
 import time
 from typing import Any
 
@@ -15,6 +17,8 @@ import torch
 import torch.distributed as dist
 
 _POLL_PAUSE_S = 0.02
+# gloo's own words, and those of torch's logger that fails while it reports them
+_PEER_GONE = re.compile("onnection (closed|reset|refused)|is not initialized in the world group")
 
 
 @functools.cache
@@ -26,6 +30,7 @@ def apply() -> None:
     _replace_eplb_transfer()
     _skip_what_needs_a_gpu()
     _let_engine_and_worker_share_a_process()
+    _hang_when_a_peer_is_gone()
 
 
 def _exchange(group: Any, sends: list[Any], receives: list[Any]) -> None:
@@ -246,3 +251,28 @@ def _let_engine_and_worker_share_a_process() -> None:
         return result
 
     state.ElasticEPScalingState.progress = yielding_progress
+
+
+def _hang_when_a_peer_is_gone() -> None:
+    """Behave as on GPUs (measured there): a step whose peer died never ends and says nothing.
+
+    NCCL waits for ever where gloo notices the closed connection, which would end the engine core.
+    """
+    from vllm.v1.worker.gpu_worker import Worker
+
+    def hanging(step: Any) -> Any:
+        @functools.wraps(step)
+        def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return step(self, *args, **kwargs)
+            except (RuntimeError, ValueError) as error:
+                if not _PEER_GONE.search(str(error)):
+                    raise
+                print(f"a peer is gone, this rank hangs: {error}", file=sys.stderr, flush=True)
+                while True:
+                    time.sleep(3600)
+
+        return run
+
+    Worker.execute_model = hanging(Worker.execute_model)
+    Worker.execute_dummy_batch = hanging(Worker.execute_dummy_batch)
