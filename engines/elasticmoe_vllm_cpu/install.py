@@ -35,6 +35,8 @@ _HEARTBEAT_S = 15.0
 _CUDA_ONLY = ("vllm/*_C*.abi3.so", "vllm/vllm_flash_attn/*.so", "vllm/third_party/deep_gemm/*.so")
 _CHECK = (
     "from vllm.platforms import current_platform as p; import vllm, vllm._custom_ops, torch; "
+    "import vllm.entrypoints.openai.api_server, vllm.v1.worker.cpu_worker; "
+    "from elasticmoe_vllm_cpu import patches; patches.apply(); "
     "assert type(p).__name__ == 'ElasticCpuPlatform', type(p); "
     "assert hasattr(torch.ops._C, 'cpu_fused_moe'); print(vllm.__version__)"
 )

@@ -38,7 +38,11 @@ IDLE = {
 def shared_group(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[EngineUnderTest]:
-    engine = getattr(contract, request.param)(tmp_path_factory.mktemp(request.param))
+    folder = tmp_path_factory.mktemp(request.param)
+    try:
+        engine: EngineUnderTest = getattr(contract, request.param)(folder)
+    except contract.MissingEngineError as missing:
+        pytest.fail(str(missing), pytrace=False)
     try:
         engine.start(2)
         yield engine

