@@ -22,7 +22,7 @@ def platform() -> str | None:
     """Entry point `vllm.platform_plugins`: the platform's class, None without kernels."""
     if not (kernels() / "_C.abi3.so").is_file():
         return None
-    return "elasticmoe_vllm_cpu.platform.ElasticCpuPlatform"
+    return "elasticmoe_vllm_cpu.cpu_platform.ElasticCpuPlatform"
 
 
 def register() -> None:

@@ -36,7 +36,7 @@ _CUDA_ONLY = ("vllm/*_C*.abi3.so", "vllm/vllm_flash_attn/*.so", "vllm/third_part
 _CHECK = (
     "from vllm.platforms import current_platform as p; import vllm, vllm._custom_ops, torch; "
     "import vllm.entrypoints.openai.api_server, vllm.v1.worker.cpu_worker; "
-    "from elasticmoe_vllm_cpu import patches; patches.apply(); "
+    "from vllm.plugins import load_general_plugins; load_general_plugins(); "
     "assert type(p).__name__ == 'ElasticCpuPlatform', type(p); "
     "assert hasattr(torch.ops._C, 'cpu_fused_moe'); print(vllm.__version__)"
 )
