@@ -94,7 +94,7 @@ class EngineClient:
         process = context.Process(
             target=core.main, args=(theirs, self.config), name=name, daemon=True
         )
-        await asyncio.to_thread(process.start)
+        process.start()
         theirs.close()
         self._process = process
         asyncio.get_running_loop().add_reader(self._pipe.fileno(), self._read)

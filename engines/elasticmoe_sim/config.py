@@ -22,7 +22,8 @@ class ConfigError(ValueError):
 class Timing:
     """Seconds, each settable as SIM_<NAME>, e.g. SIM_PREPARE_S=2.
 
-    limit_s: for bootstrap and for all ranks to be ready; vLLM 0.33 has 300 s fixed in its code.
+    limit_s: for joiners to come and for all ranks to be ready; vLLM 0.33 has 300 s in its code.
+    start_limit_s: for all ranks of a new group to come.
     commit_limit_s: 600 s in vLLM 0.33. watchdog_s: how often the API server looks whether its
     engine core lives (vLLM 0.33: 5 s). joiner_term_s: how long a joiner that waits in its
     handshake ignores SIGTERM (measured on vLLM 0.33: 30 s at least).
@@ -32,6 +33,7 @@ class Timing:
     prepare_s: float = 0.3
     commit_s: float = 0.2
     token_s: float = 0.01
+    start_limit_s: float = 300.0
     limit_s: float = 300.0
     commit_limit_s: float = 600.0
     watchdog_s: float = 5.0

@@ -115,7 +115,7 @@ class _Core:
     async def run(self) -> None:
         timing = self._config.timing
         await self._store.connect(
-            self._config.master_address, self._config.rpc_port, timing.limit_s
+            self._config.master_address, self._config.rpc_port, timing.start_limit_s
         )
         await asyncio.sleep(timing.boot_s * self._faults.slowness)
         asyncio.get_running_loop().add_reader(self._pipe.fileno(), self._read)
@@ -150,14 +150,15 @@ class _Core:
                 self._paused = False
                 self._work.set()
             case "join":
-                self._background(self._store.join(self._config.rank))
+                self._membership = asyncio.create_task(self._join())
             case "leave":
-                self._background(self._leave())
+                self._membership = asyncio.create_task(self._leave())
             case "stop":
                 self._stop.set()
 
-    def _background(self, work: Any) -> None:
-        self._task = asyncio.create_task(work)
+    async def _join(self) -> None:
+        with contextlib.suppress(ConnectionError):
+            await self._store.join(self._config.rank)
 
     async def _leave(self) -> None:
         with contextlib.suppress(ConnectionError):

@@ -100,7 +100,7 @@ async def _run(config: Config, sock: socket.socket) -> int:
 async def _start(config: Config, server: StoreServer, store: StoreClient, group: Group) -> None:
     if config.rank == 0:
         await server.start(config.master_address, config.rpc_port)
-    await store.connect(config.master_address, config.rpc_port, config.timing.limit_s)
+    await store.connect(config.master_address, config.rpc_port, config.timing.start_limit_s)
     await (group.join() if config.joiner else group.start())
 
 

@@ -77,7 +77,8 @@ class Group:
         """Start the engine core together with the other ranks of a new group."""
         await self._store.set(f"up/{self._config.rank}")
         ranks = range(self._config.size)
-        await self._store.wait([f"up/{r}" for r in ranks], timeout=self._config.timing.limit_s)
+        limit = self._config.timing.start_limit_s
+        await self._store.wait([f"up/{r}" for r in ranks], timeout=limit)
         await self._client.start()
         self._client.send("join")
 
@@ -88,11 +89,13 @@ class Group:
         """
         rank, limit = self._config.rank, self._config.timing.limit_s
         try:
+            logger.info("joiner %d waits for its handshake", rank)
             epoch = (await self._store.wait([HANDSHAKE], timeout=limit))[HANDSHAKE]
             bootstrap = await self._store.get(f"{epoch}/bootstrap") or ""
             operation = _Operation(epoch, *map(int, bootstrap.split(">")))
             if not operation.old <= rank < operation.new:
                 await self._store.set(operation.key("unexpected"), str(rank))
+            logger.info("joiner %d shakes hands in operation %s", rank, epoch)
             again = await self._store.get(operation.key("hello", rank)) is not None
             await self._store.set(operation.key("hello", rank))
             await self._client.start()

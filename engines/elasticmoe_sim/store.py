@@ -126,6 +126,11 @@ class StoreClient:
                 await asyncio.sleep(0.05)
         self._reading = asyncio.create_task(self._read(reader))
 
+    def close(self) -> None:
+        """Break the connection, as the end of a process does."""
+        if self._writer is not None:
+            self._writer.close()
+
     async def _read(self, reader: asyncio.StreamReader) -> None:
         try:
             while line := await reader.readline():

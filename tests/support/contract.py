@@ -58,8 +58,10 @@ class EngineUnderTest:
         self.size = size
         asyncio.run(self.wait_healthy(range(size)))
 
-    def launch(self, rank: int, size: int, *, joiner: bool = False, **environ: str) -> None:
-        self._ports[rank] = free_port()
+    def launch(
+        self, rank: int, size: int, *, joiner: bool = False, port: int = 0, **environ: str
+    ) -> None:
+        self._ports[rank] = port or free_port()
         words = flags.model_flags(MAX_SIZE) + flags.rank_flags(rank, size, rpc_port=self._rpc_port)
         base = {**os.environ, **self._environ, **environ}
         with self.log(rank).open("ab") as log:
@@ -90,6 +92,24 @@ class EngineUnderTest:
 
     def _tail(self, rank: int) -> str:
         return self.log(rank).read_text(errors="replace")[-2000:]
+
+    def pid(self, rank: int) -> int:
+        return self._processes[rank].pid
+
+    def running(self, rank: int) -> bool:
+        return self._processes[rank].poll() is None
+
+    def core(self, rank: int) -> int:
+        """Process id of a rank's engine core."""
+        pid = self.pid(rank)
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        names = {int(one): Path(f"/proc/{one}/comm").read_text() for one in children}
+        [core] = [one for one, name in names.items() if name.startswith("VLLM::Engine")]
+        return core
+
+    async def ended(self, rank: int, limit_s: float = 10) -> int:
+        """Wait until an API server ends by itself; returns its exit status."""
+        return await asyncio.to_thread(self._processes[rank].wait, limit_s)
 
     def kill(self, rank: int) -> None:
         """SIGKILL every process of a rank at once."""
@@ -152,6 +172,14 @@ def sim(folder: Path, **environ: str) -> EngineUnderTest:
         return [sys.executable, "-m", "elasticmoe_sim", "--port", str(port), *words]
 
     return EngineUnderTest("sim", command, folder, 20, **environ)
+
+
+def is_gone(pid: int) -> bool:
+    """Whether a process has ended; a zombie has."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
 
 
 def vllm(folder: Path) -> EngineUnderTest:
