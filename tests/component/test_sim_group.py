@@ -1,7 +1,7 @@
 """The simulated engine where it has to fail as vLLM 0.33 does; what works is in the contract suite.
 
 Limits that are 300 s in vLLM are a second here. What vLLM does was measured by hand: see
-`docs/engine-contract.md`.
+`engines/README.md`.
 """
 
 import asyncio
@@ -331,7 +331,8 @@ async def test_a_taken_port_is_one_line(start: Start) -> None:
 # --- as the launcher runs it --------------------------------------------------------------------
 
 
-async def test_runs_on_a_given_socket_with_a_middleware_outermost() -> None:
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+async def test_runs_on_a_given_socket_with_a_middleware_outermost(method: str) -> None:
     context = multiprocessing.get_context("spawn")
     sockets, processes, rpc_port = [], [], free_port()
     try:
@@ -347,7 +348,7 @@ async def test_runs_on_a_given_socket_with_a_middleware_outermost() -> None:
                 "redundant_experts": 8,
                 "max_size": 4,
             }
-            process = context.Process(target=sim_middleware.serve, args=(sock, spec))
+            process = context.Process(target=sim_middleware.serve, args=(sock, spec, method))
             process.start()
             sockets.append(sock)
             processes.append(process)

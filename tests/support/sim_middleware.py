@@ -27,8 +27,9 @@ class Peek:
         await send({"type": "http.response.body", "body": json.dumps(seen).encode()})
 
 
-def serve(sock: socket.socket, spec: dict[str, Any]) -> None:
+def serve(sock: socket.socket, spec: dict[str, Any], method: str) -> None:
     """Body of a process that was given the listening socket and a LaunchSpec, as by a launcher."""
     from elasticmoe_sim.entry import main
 
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = method
     os._exit(main(sock, ["sim", "--middleware", f"{__name__}.Peek"], spec))
