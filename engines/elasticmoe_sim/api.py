@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import inspect
 import json
@@ -235,6 +236,22 @@ def _add_resize(app: FastAPI, group: Group) -> None:
         return JSONResponse({"is_scaling_elastic_ep": scaling, **status})
 
 
+async def _unless_hung_up(raw: Request, answer: Answer) -> Response:
+    """The whole answer; a client that hangs up meanwhile ends its request, as in vLLM."""
+
+    async def hung_up() -> None:
+        while (await raw.receive())["type"] != "http.disconnect":
+            pass
+
+    making, leaving = asyncio.create_task(answer.whole()), asyncio.create_task(hung_up())
+    try:
+        await asyncio.wait([making, leaving], return_when=asyncio.FIRST_COMPLETED)
+        return JSONResponse(making.result()) if making.done() else Response(status_code=499)
+    finally:
+        making.cancel()
+        leaving.cancel()
+
+
 def _add_completions(app: FastAPI, config: Config, client: EngineClient) -> None:
     async def complete(raw: Request, chat: bool) -> Response:
         body = await _json_object(raw)
@@ -247,7 +264,7 @@ def _add_completions(app: FastAPI, config: Config, client: EngineClient) -> None
             raise EngineDeadError
         if request.stream:
             return StreamingResponse(answer.stream(), media_type="text/event-stream")
-        return JSONResponse(await answer.whole())
+        return await _unless_hung_up(raw, answer)
 
     @app.post("/v1/completions")
     async def create_completion(raw: Request) -> Response:

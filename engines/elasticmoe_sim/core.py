@@ -141,6 +141,7 @@ class _Core:
                 self._work.set()
             case "abort":
                 self._scheduler.abort(*values)
+                self._work.set()
             case "pause":
                 self._paused = True
                 if values[0] == "abort":
@@ -172,9 +173,8 @@ class _Core:
             if self._paused or self._stalled:
                 self._work.clear()
                 continue
-            made = self._scheduler.step()
-            if made:
-                self._pipe.send(("tokens", made, self._scheduler.load()))
+            made = self._scheduler.step()  # none after an abort: the load is news all the same
+            self._pipe.send(("tokens", made, self._scheduler.load()))
             if not self._scheduler.running and not self._scheduler.waiting:
                 self._work.clear()
 

@@ -195,6 +195,25 @@ async def test_chat(group: EngineUnderTest) -> None:
     assert {event["object"] for event in stream} == {"chat.completion.chunk"}
 
 
+async def test_a_client_that_hangs_up_ends_its_request(group: EngineUnderTest) -> None:
+    body = {"model": MODEL, "prompt": "the quick", "max_tokens": 400, "ignore_eos": True}
+    async with httpx.AsyncClient() as client:
+        path = group.url(0, "/v1/completions")
+        asking = asyncio.create_task(client.post(path, json=body, timeout=60))
+        await running_requests(group, 0, 1)
+        asking.cancel()
+    await running_requests(group, 0, 0)
+    assert (await group.get(0, "/load")).json() == {"server_load": 0}
+
+
+async def running_requests(group: EngineUnderTest, rank: int, count: int) -> None:
+    """Wait until a rank's engine says that it runs `count` requests."""
+    series = f'vllm:num_requests_running{{engine="{rank}",model_name="{MODEL}"}} {count}.0'
+    async with asyncio.timeout(10):
+        while series not in (await group.get(rank, "/metrics")).text:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
 @pytest.mark.parametrize(
     ("body", "status", "expected"),
     [
@@ -446,7 +465,8 @@ async def test_shrinks_from_3_to_2(group: EngineUnderTest) -> None:
 
     leaving = asyncio.create_task(stream_on_leaving_rank())
     await asyncio.wait_for(running.wait(), 60)
-    posts = [asyncio.create_task(group.scale(rank, 2)) for rank in range(3)]
+    posts = [asyncio.create_task(group.scale(rank, 2)) for rank in range(2)]
+    posts.append(asyncio.create_task(tell_leaving_rank_late(group)))
     watch = Watch(group, range(2))
     answers = await watch.run(posts)
     print(f"{group.name}: 3 -> 2 in {time.monotonic() - start:.1f} s, {watch.streams} streams")
@@ -457,6 +477,16 @@ async def test_shrinks_from_3_to_2(group: EngineUnderTest) -> None:
     await leaving
     assert cut[-1]["finish_reason"] == "abort"
     group.size = 2
+
+
+async def tell_leaving_rank_late(group: EngineUnderTest) -> httpx.Response:
+    """The staying ranks get ready without it, then refuse requests until it is told as well."""
+    async with asyncio.timeout(group.limit_s):
+        while (await group.get(0, "/v1/models")).status_code != 503:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    assert (await group.status(0))["phase"] == "preparing"
+    assert (await group.get(2, "/v1/models")).status_code == 200
+    return await group.scale(2, 2)
 
 
 async def test_retired_rank_answers_503_but_for_two_paths(group: EngineUnderTest) -> None:
@@ -490,3 +520,6 @@ async def test_a_killed_peer_makes_requests_hang_silently(group: EngineUnderTest
         )
     assert (await group.get(0, "/health")).status_code == 200
     assert (await group.status(0))["phase"] == "completed"
+    # The engine tells of a request with its first step, and there was none.
+    metrics = (await group.get(0, "/metrics")).text
+    assert f'vllm:num_requests_running{{engine="0",model_name="{MODEL}"}} 0.0' in metrics
