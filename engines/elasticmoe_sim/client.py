@@ -79,11 +79,6 @@ class EngineClient:
         """Whether the core died under an API server that still needs it."""
         return self.dead.is_set() and not flags.get_elastic_ep_rank_retired()
 
-    @property
-    def unfinished(self) -> int:
-        """Requests in the engine."""
-        return len(self._pending)
-
     async def start(self) -> None:
         """Start the core process and wait until it is ready; raises EngineDeadError."""
         method = os.environ.get("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
