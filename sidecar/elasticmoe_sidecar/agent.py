@@ -1,0 +1,257 @@
+"""The sidecar's process: the coordinator on one side, the instance on the other."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import importlib.metadata
+import logging
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+import msgspec
+from elasticmoe_protocol.messages import (
+    Goal,
+    Hello,
+    Introduce,
+    Refused,
+    Report,
+    ToCoordinator,
+    ToSidecar,
+)
+
+from elasticmoe_sidecar.instance import Instance
+from elasticmoe_sidecar.journal import Journal
+from elasticmoe_sidecar.leave import Leave
+from elasticmoe_sidecar.metrics import Metrics
+from elasticmoe_sidecar.settings import Settings, incarnation_of
+
+logger = logging.getLogger(__name__)
+
+NO_ANSWER_S = 10.0
+REMIND_EVERY_S = 60.0
+
+
+class Link(Protocol):
+    """The connection to the coordinator."""
+
+    async def send(self, message: ToCoordinator) -> None:
+        """Send or drop, never wait for long: what is lost is said again."""
+
+    async def receive(self) -> ToSidecar:
+        """The next message."""
+
+
+class Agent:
+    """Says what is, takes goals, has the instance obey them."""
+
+    def __init__(self, settings: Settings, journal: Journal, link: Link) -> None:
+        self._settings, self._journal, self._link = settings, journal, link
+        self._boot, self._incarnation = uuid.uuid4().hex, incarnation_of(settings)
+        self._version = importlib.metadata.version("elasticmoe")
+        self._tell = asyncio.Event()
+        self._seq = 0
+        self._error = ""
+        self._heard = False
+        self._greeted: Hello | None = None
+        self._grumbled: dict[str, float] = {}
+        self.metrics = Metrics()
+        self.leave = Leave(settings.policy, settings.leave_grace_s, self._tell.set)
+        self._instance = Instance(settings, journal, self.metrics, self._tell.set)
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._instance.run())
+            group.create_task(self._report())
+            group.create_task(self._receive())
+            group.create_task(self._mind_silence())
+            if self._journal.goal is not None:
+                self._instance.obey()
+
+    # --- to the coordinator ---------------------------------------------------------------------
+
+    async def _report(self) -> None:
+        """A report each heartbeat, and at once when something changed that matters."""
+        told: Report | None = None
+        due = 0.0
+        while True:
+            await self._say_hello()
+            report = self._what_is()
+            now = time.monotonic()
+            if now >= due or told is None or _essence(report) != _essence(told):
+                await self._link.send(report)
+                self._seq += 1
+                self.metrics.reported(report.term, report.launcher, report.gate is not None)
+                told, due = report, now + self._settings.heartbeat_s
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(due - now):
+                    await self._tell.wait()
+            self._tell.clear()
+
+    async def _say_hello(self) -> None:
+        """Introduce this instance once its facts are known, and again when they change."""
+        facts = self._instance.facts(self._version)
+        if facts is None or (self._greeted is not None and self._greeted.facts == facts):
+            return
+        self._greeted = Hello(
+            deployment=self._settings.deployment,
+            instance=self._settings.instance,
+            incarnation=self._incarnation,
+            boot=self._boot,
+            facts=facts,
+            accepted=self._journal.goal,
+        )
+        await self._link.send(self._greeted)
+
+    def _what_is(self) -> Report:
+        goal = self._journal.goal
+        report = Report(
+            deployment=self._settings.deployment,
+            instance=self._settings.instance,
+            boot=self._boot,
+            seq=self._seq,
+            term=-1 if goal is None else goal.term,
+            goal=-1 if goal is None else goal.seq,
+            leaving=self.leave.asked,
+            error=self._error,
+        )
+        return self._instance.fill(report)
+
+    # --- from the coordinator -------------------------------------------------------------------
+
+    async def _receive(self) -> None:
+        while True:
+            message = await self._link.receive()
+            self._heard = True
+            self.metrics.heard()
+            match message:
+                case Goal():
+                    await self._take(message)
+                case Introduce():
+                    self._greeted = None
+                    self._tell.set()
+                case Refused(reason=reason):
+                    self._grumble(
+                        reason, f"the coordinator at {self._settings.coordinator} says: {reason}"
+                    )
+
+    async def _take(self, goal: Goal) -> None:
+        """Journal a goal, then obey it."""
+        objection = self._journal.objection(goal)
+        if objection:
+            self.metrics.goal("refused")
+            self._grumble("goal refused", f"goal refused: {objection}")
+            refused = Refused(
+                deployment=self._settings.deployment, reason=objection, term=self._journal.term
+            )
+            await self._link.send(refused)
+            return
+        self._tell.set()
+        present = self._journal.goal
+        if present is not None and (goal.term, goal.seq) == (present.term, present.seq):
+            self.metrics.goal("repeated")
+            return
+        try:
+            self._journal.accept(goal)
+        except OSError as error:
+            self._error = f"cannot write {self._settings.journal_file}: {error.strerror}"
+            self._grumble(self._error, self._error)
+            return
+        self._error = ""
+        self.metrics.goal("accepted")
+        self.leave.note(goal.released)
+        self._instance.obey()
+
+    async def _mind_silence(self) -> None:
+        await asyncio.sleep(NO_ANSWER_S)
+        while not self._heard:
+            logger.error(
+                "no answer from the coordinator at %s for %g s: check the address, and that the "
+                "keys in %s are those that the coordinator knows",
+                self._settings.coordinator,
+                NO_ANSWER_S,
+                self._settings.keys_dir,
+            )
+            await asyncio.sleep(REMIND_EVERY_S)
+
+    def _grumble(self, about: str, line: str) -> None:
+        """Log a line, once a minute about the same thing."""
+        now = time.monotonic()
+        if now - self._grumbled.get(about, -REMIND_EVERY_S) >= REMIND_EVERY_S:
+            self._grumbled[about] = now
+            logger.error("%s", line)
+
+
+def _essence(report: Report) -> Report:
+    """The report without what moves all the time."""
+    gate = report.gate
+    if gate is not None:
+        gate = msgspec.structs.replace(
+            gate,
+            in_flight=min(gate.in_flight, 1),
+            held=min(gate.held, 1),
+            open_connections=min(gate.open_connections, 1),
+            idle_s=0.0,
+            lag_s=0.0,
+            progress=0,
+            completed=0,
+        )
+    return msgspec.structs.replace(report, seq=0, gate=gate, load=type(report.load)())
+
+
+Connect = Callable[[Settings], AbstractAsyncContextManager[Link]]
+
+
+def run(settings: Settings, connect: Connect) -> int:
+    """Run a sidecar until it may end; returns the exit status."""
+    try:
+        with _alone(settings):
+            return asyncio.run(_serve(settings, connect))
+    except OSError as error:
+        logger.error("%s", error)
+        return 1
+
+
+@contextlib.contextmanager
+def _alone(settings: Settings) -> Iterator[None]:
+    """One sidecar a run folder; the kernel lets go of the lock when the process dies."""
+    path = settings.run_dir / "sidecar.lock"
+    with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "wb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OSError(
+                f"another sidecar runs in {settings.run_dir}: stop it or choose another --run-dir"
+            ) from error
+        yield
+
+
+async def _serve(settings: Settings, connect: Connect) -> int:
+    journal = Journal(settings.journal_file, settings.deployment, settings.instance)
+    async with contextlib.AsyncExitStack() as stack:
+        link = await stack.enter_async_context(connect(settings))
+        agent = Agent(settings, journal, link)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, agent.leave.terminate)
+        routes = http.common_routes(agent.metrics.text)
+        port = await stack.enter_async_context(
+            http.serve_tcp(settings.http_host, settings.http_port, routes)
+        )
+        leave = http.leave_route(agent.leave.ask, agent.leave.released)
+        await stack.enter_async_context(http.serve_unix(settings.own_socket, routes | leave))
+        logger.info("sidecar %s answers on port %d", settings.instance, port)
+        working = asyncio.create_task(agent.run())
+        ended = asyncio.create_task(agent.leave.ended())
+        await asyncio.wait({working, ended}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+        working.cancel()
+        await asyncio.wait({working})
+    return 0
