@@ -234,11 +234,30 @@ async def collect(lines: AsyncIterator[str], chunks: list[str]) -> None:
 async def stream(group: EngineUnderTest, rank: int) -> AsyncIterator[str]:
     body = {"model": MODEL, "prompt": "x", "max_tokens": 500, "stream": True}
     async with (
-        httpx.AsyncClient(timeout=1) as client,
+        contract.http_client(1) as client,
         client.stream("POST", group.url(rank, "/v1/completions"), json=body) as answer,
     ):
         async for line in answer.aiter_lines():
             yield line
+
+
+async def test_a_blocked_event_loop_answers_nothing_until_it_goes_on(
+    start: Start, tmp_path: Path
+) -> None:
+    group = await pair(start)
+    inject(tmp_path, "0:hang_api")
+    await until(lambda: silent(group, 0))
+    assert await group.healthy(1)
+    inject(tmp_path, "")
+    await group.wait_healthy([0])
+
+
+async def silent(group: EngineUnderTest, rank: int) -> bool:
+    try:
+        await group.get(rank, "/health", timeout=0.5)
+    except httpx.ReadTimeout:
+        return True
+    return False
 
 
 async def test_a_dead_core_ends_its_api_server(start: Start, tmp_path: Path) -> None:
@@ -352,7 +371,7 @@ async def test_runs_on_a_given_socket_with_a_middleware_outermost(method: str) -
             process.start()
             sockets.append(sock)
             processes.append(process)
-        async with httpx.AsyncClient(timeout=20) as client:
+        async with contract.http_client(20) as client:
             # The connection waits in the backlog until the engine is there.
             answer = await client.get(f"http://127.0.0.1:{sockets[1].getsockname()[1]}/peek")
         assert answer.json() == {"rank": 1, "size": 2, "should_exit": False, "pause_mode": "keep"}

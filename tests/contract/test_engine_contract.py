@@ -55,7 +55,7 @@ async def events(group: EngineUnderTest, rank: int, **body: Any) -> AsyncIterato
     body = {"model": MODEL, "prompt": "the quick", "temperature": 0, "stream": True, **body}
     path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
     async with (
-        httpx.AsyncClient(timeout=120) as client,
+        contract.http_client(120) as client,
         client.stream("POST", group.url(rank, path), json=body) as answer,
     ):
         assert answer.status_code == 200, await answer.aread()
@@ -197,7 +197,7 @@ async def test_chat(group: EngineUnderTest) -> None:
 
 async def test_a_client_that_hangs_up_ends_its_request(group: EngineUnderTest) -> None:
     body = {"model": MODEL, "prompt": "the quick", "max_tokens": 400, "ignore_eos": True}
-    async with httpx.AsyncClient() as client:
+    async with contract.http_client() as client:
         path = group.url(0, "/v1/completions")
         asking = asyncio.create_task(client.post(path, json=body, timeout=60))
         await running_requests(group, 0, 1)

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -21,6 +22,13 @@ MAX_SIZE = 4
 MODEL = flags.SERVED_MODEL_NAME
 Command = Callable[[int, list[str]], list[str]]
 """Command line of a rank out of its port and vLLM's flags."""
+
+
+_TLS = ssl.create_default_context()  # reads all certificates: once is enough
+
+
+def http_client(timeout: float = 60) -> httpx.AsyncClient:
+    return httpx.AsyncClient(verify=_TLS, timeout=timeout)
 
 
 def free_port() -> int:
@@ -140,7 +148,7 @@ class EngineUnderTest:
         return f"http://127.0.0.1:{self._ports[rank]}{path}"
 
     async def get(self, rank: int, path: str, timeout: float = 20) -> httpx.Response:
-        async with httpx.AsyncClient() as client:
+        async with http_client() as client:
             return await client.get(self.url(rank, path), timeout=timeout)
 
     async def post(
@@ -148,7 +156,7 @@ class EngineUnderTest:
     ) -> httpx.Response:
         if body is not None:
             more["json"] = body
-        async with httpx.AsyncClient() as client:
+        async with http_client() as client:
             return await client.post(self.url(rank, path), timeout=timeout, **more)
 
     async def complete(self, rank: int, prompt: str = "the quick", **more: Any) -> httpx.Response:
