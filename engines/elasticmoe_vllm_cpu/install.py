@@ -89,8 +89,13 @@ class Installer:
         print(f"ready after {time.monotonic() - began:.0f} s", flush=True)
 
     def _make_venv(self) -> None:
-        if self.python.exists() and _succeeds([str(self.python), "-c", ""]):
+        if _succeeds([str(self.python), "-c", ""]):
             return
+        if self.folder.exists():
+            ours = (self.folder / "pyvenv.cfg").is_file()
+            if not ours and any(self.folder.iterdir()):
+                raise InstallError(f"{self.folder} has other files in it: name a new folder")
+            shutil.rmtree(self.folder)
         if self._uv:
             _run([self._uv, "venv", "-q", "--python", sys.executable, str(self.folder)])
         else:

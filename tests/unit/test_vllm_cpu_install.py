@@ -30,6 +30,13 @@ def test_a_failed_step_leaves_no_stamp(
     assert capsys.readouterr().err.startswith("no disk\nthat step failed; run this command again")
 
 
+def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").touch()
+    with pytest.raises(install.InstallError, match="has other files in it: name a new folder"):
+        install.Installer(tmp_path)._make_venv()
+    assert (tmp_path / "thesis.txt").exists()
+
+
 def test_what_a_command_said_is_told_without_addresses() -> None:
     script = "print('no route to https://user:key@index.example/simple/x'); raise SystemExit(3)"
     with pytest.raises(install.InstallError) as caught:
