@@ -8,6 +8,7 @@ import fcntl
 import importlib.metadata
 import logging
 import os
+import signal
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from elasticmoe_protocol.messages import (
     ToSidecar,
 )
 
+from elasticmoe_sidecar import http
 from elasticmoe_sidecar.instance import Instance
 from elasticmoe_sidecar.journal import Journal
 from elasticmoe_sidecar.leave import Leave
@@ -80,6 +82,7 @@ class Agent:
         """A report each heartbeat, and at once when something changed that matters."""
         told: Report | None = None
         due = 0.0
+        await self._instance.looked()
         while True:
             await self._say_hello()
             report = self._what_is()

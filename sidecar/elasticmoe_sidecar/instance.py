@@ -80,7 +80,7 @@ class Instance:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._look_launcher.run())
-                group.create_task(self._look_gate.run())
+                group.create_task(self._watch_gate())
                 group.create_task(self._read_metrics())
                 group.create_task(self._read_phase())
                 group.create_task(self._remind())
@@ -90,6 +90,11 @@ class Instance:
                 self._preflight.cancel()
             await self._launcher.close()
             await self._gate.close()
+
+    async def looked(self) -> None:
+        """Wait until both sides were asked once: a report before that would say nothing true."""
+        await self._look_launcher.looked.wait()
+        await self._look_gate.looked.wait()
 
     def obey(self) -> None:
         """The journal has a new goal."""
@@ -146,6 +151,10 @@ class Instance:
     def _has_engine(self) -> bool:
         state = self._look_launcher.value
         return state is not None and state.engine.phase not in ("absent", "exited")
+
+    async def _watch_gate(self) -> None:
+        await self._look_launcher.looked.wait()  # it says whether there is a gate to ask
+        await self._look_gate.run()
 
     async def _read_gate(self) -> GateState | Failure:
         return await self._gate.state() if self._has_engine() else _NO_ENGINE

@@ -42,6 +42,7 @@ class Watched(Generic[T]):
         self._read, self._interval, self._changed = read, interval, changed
         self._epoch = 0
         self._wake = asyncio.Event()
+        self.looked = asyncio.Event()
         self.value: T | None = None
         self.failure: Failure | None = None
         self.fresh = False
@@ -69,6 +70,7 @@ class Watched(Generic[T]):
             else:
                 self.value, self.failure = answer, None
             self.fresh = epoch == self._epoch
+            self.looked.set()
             if before != (self.value, self.failure, self.fresh):
                 self._changed()
             if self.fresh:
