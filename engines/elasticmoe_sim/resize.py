@@ -99,8 +99,10 @@ class Group:
             again = await self._store.get(operation.key("hello", rank)) is not None
             await self._store.set(operation.key("hello", rank))
             await self._client.start()
-            if not again:  # a second HELLO is answered, but its place in the bootstrap is taken
-                await self._get_ready(operation)
+            if again:  # a second HELLO is answered, but its place in the bootstrap is taken
+                await asyncio.sleep(limit)
+                raise TimeoutError
+            await self._get_ready(operation)
             completed = operation.key("completed")
             await self._store.wait([operation.key("phase", "committing")], timeout=limit)
             await self._store.set(operation.key("switching", rank))
