@@ -64,6 +64,8 @@ class Agent:
         self._grumbled: dict[str, float] = {}
         self.metrics = Metrics()
         self.leave = Leave(settings.policy, settings.leave_grace_s, self._tell.set)
+        if journal.goal is not None:
+            self.leave.note(journal.goal.released)
         self._instance = Instance(settings, journal, self.metrics, self._tell.set)
 
     async def run(self) -> None:
@@ -73,8 +75,6 @@ class Agent:
             group.create_task(self._report())
             group.create_task(self._receive())
             group.create_task(self._mind_silence())
-            if self._journal.goal is not None:
-                self._instance.obey()
 
     # --- to the coordinator ---------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ class Leave:
     def __init__(self, policy: Policy, grace_s: float, changed: Callable[[], None]) -> None:
         self._policy, self._grace_s, self._changed = policy, grace_s, changed
         self._deadline = 0.0
+        self._may_end = False
         self._released = asyncio.Event()
         self._terminated, self._now = asyncio.Event(), asyncio.Event()
         self.asked = False
@@ -29,10 +30,12 @@ class Leave:
         if not self.asked:
             self.asked = True
             self._deadline = time.monotonic() + self._grace_s
+            self.note(self._may_end)
             self._changed()
 
     def note(self, released: bool) -> None:
         """The newest goal says whether a leaving instance may end."""
+        self._may_end = released
         if self.asked and released:
             self._released.set()
 
