@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 NO_ANSWER_S = 10.0
 REMIND_EVERY_S = 60.0
+_SOCKET_PATH_LIMIT = 107
+"""Characters in sun_path, less the closing zero (unix(7))."""
 
 
 class Link(Protocol):
@@ -214,11 +216,23 @@ Connect = Callable[[Settings], AbstractAsyncContextManager[Link]]
 def run(settings: Settings, connect: Connect) -> int:
     """Run a sidecar until it may end; returns the exit status."""
     try:
+        _check_folder(settings)
         with _alone(settings):
             return asyncio.run(_serve(settings, connect))
     except OSError as error:
         logger.error("%s", error)
         return 1
+
+
+def _check_folder(settings: Settings) -> None:
+    """Raises OSError for a run folder that cannot do."""
+    if not settings.run_dir.is_dir():
+        raise OSError(f"there is no run folder {settings.run_dir}: start its launcher, or make it")
+    longest = max(len(str(path)) for path in (settings.launcher_socket, settings.own_socket))
+    if longest > _SOCKET_PATH_LIMIT:
+        raise OSError(
+            f"the path {settings.run_dir} is too long for unix sockets: choose a shorter --run-dir"
+        )
 
 
 @contextlib.contextmanager

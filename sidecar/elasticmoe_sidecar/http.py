@@ -52,8 +52,12 @@ def leave_route(ask: Callable[[], None], released: Callable[[], Awaitable[bool]]
 
 @contextlib.asynccontextmanager
 async def serve_tcp(host: str, port: int, routes: Routes) -> AsyncIterator[int]:
-    """Serve on TCP; yields the port. Raises OSError when the port is in use."""
-    server = await asyncio.start_server(_handler(routes), host, port, limit=_HEAD_LIMIT)
+    """Serve on TCP; yields the port. Raises OSError when it cannot be had."""
+    try:
+        server = await asyncio.start_server(_handler(routes), host, port, limit=_HEAD_LIMIT)
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno else str(error)
+        raise OSError(f"cannot serve on {host} port {port} ({why}): choose another port") from error
     try:
         yield server.sockets[0].getsockname()[1]
     finally:

@@ -71,6 +71,7 @@ class Instance:
         self._phase: PhaseState | Failure | None = None
         self._stopped: StopEngine | None = None
         self._step_failure: Failure | None = None
+        self._failed: Step | None = None
         self._preflight: asyncio.Task[None] | None = None
         self._check = ""
         self._outcome: PreflightOutcome | None = None
@@ -98,6 +99,7 @@ class Instance:
 
     def obey(self) -> None:
         """The journal has a new goal."""
+        self._step_failure = None
         self._new_goal.set()
         self._work.set()
 
@@ -222,7 +224,8 @@ class Instance:
 
         Dropping is safe: each step may have happened or not, and looking again tells.
         """
-        logger.info("step: %s", step)
+        if step != self._failed:
+            logger.info("step: %s", step)
         self._new_goal.clear()
         doing = asyncio.create_task(self._do(step))
         try:
@@ -246,8 +249,10 @@ class Instance:
             self._step_failure = failure
             self._changed()
         if failure is not None:
-            logger.warning("%s", failure.reason)
+            if step != self._failed:
+                logger.warning("%s", failure.reason)
             await self._pause()
+        self._failed = step if failure is not None else None
 
     async def _pause(self) -> None:
         """Wait before another try, but not when a newer goal comes."""

@@ -223,6 +223,21 @@ async def test_a_new_coordinator_takes_over_and_the_old_one_is_refused(
     assert (accepted.term, accepted.fence) == (7, "closed")
 
 
+@pytest.mark.parametrize(
+    ("folder", "why"),
+    [("missing", "there is no run folder"), ("x" * 100, "is too long")],
+    ids=["missing", "long"],
+)
+async def test_a_run_folder_that_cannot_do_is_named(tmp_path: Path, folder: str, why: str):
+    if folder != "missing":
+        (tmp_path / folder).mkdir()
+    sidecar = Sidecar(tmp_path, "tcp://127.0.0.1:1", run_dir=str(tmp_path / folder))
+    await sidecar.start()
+    assert await sidecar.ended() == 1
+    (line,) = sidecar.log.read_text().splitlines()
+    assert why in line
+
+
 async def test_it_waits_for_its_launcher(tmp_path: Path):
     fake = FakeInstance(tmp_path)
     async with coordinator() as boss, Sidecar(tmp_path, boss.address):
@@ -274,6 +289,27 @@ async def test_a_second_sidecar_in_the_same_folder_is_refused(scene: Scene, tmp_
     await second.start()
     assert await second.ended() == 1
     assert "another sidecar runs in" in second.log.read_text()
+
+
+async def test_a_port_in_use_is_named(scene: Scene, tmp_path: Path):
+    port = int(scene.sidecar.log.read_text().split("answers on port ")[1].split()[0])
+    folder = tmp_path / "second"
+    folder.mkdir()
+    second = Sidecar(folder, scene.coordinator.address, instance="i1", http_port=port)
+    await second.start()
+    assert await second.ended() == 1
+    (line,) = second.log.read_text().splitlines()
+    assert f"port {port} (Address already in use): choose another port" in line
+
+
+async def test_an_order_that_is_refused_is_said_once_and_tried_again(scene: Scene):
+    boss, fake = scene.coordinator, scene.instance
+    fake.refuse = 3
+    await boss.goal(launch=launch())
+    await boss.hears("the refusal", lambda r: "refused PUT /engine: 503" in r.error)
+    await until(lambda: fake.effects["start L1"] == 1, "it was tried again")
+    await boss.hears("no error any more", lambda r: r.error == "")
+    assert scene.sidecar.log.read_text().count("refused PUT /engine") == 1
 
 
 # --- leaving -----------------------------------------------------------------------------------

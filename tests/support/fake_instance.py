@@ -45,6 +45,7 @@ class FakeInstance:
         self.metrics = ""
         self.phase_answer: dict[str, Any] = {"phase": "idle", "epoch": 1, "error": None}
         self.preflight_ok = True
+        self.refuse = 0
         self.calls: list[str] = []
         self.bodies: list[tuple[str, Any]] = []
         self.effects: Counter[str] = Counter()
@@ -161,6 +162,9 @@ class FakeInstance:
         url = urlsplit(target)
         query = {key: values[0] for key, values in parse_qs(url.query).items()}
         match method, url.path.strip("/").split("/"):
+            case "PUT", ["engine"] if self.refuse:
+                self.refuse -= 1
+                return 503, {"error": "not now"}
             case "PUT", ["engine"]:
                 return self._start(body)
             case "DELETE", ["engine"]:

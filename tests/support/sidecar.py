@@ -128,21 +128,21 @@ async def coordinator() -> AsyncIterator[Coordinator]:
 class Sidecar:
     """One sidecar after another in the same run folder."""
 
-    def __init__(self, run_dir: Path, coordinator: str, **fields: Any) -> None:
-        self.run_dir = run_dir
-        self._file = run_dir / "settings.json"
+    def __init__(self, home: Path, coordinator: str, **fields: Any) -> None:
+        self.run_dir = home
+        self._file = home / "settings.json"
         settings = {
             "deployment": "d",
             "instance": "i0",
             "coordinator": coordinator,
-            "run_dir": str(run_dir),
-            "keys_dir": str(run_dir),
+            "run_dir": str(home),
+            "keys_dir": str(home),
             "address": "127.0.0.1",
             "rpc_port": 5000,
         }
         self._file.write_text(json.dumps(settings | fields))
         self._process: asyncio.subprocess.Process | None = None
-        self.log = run_dir / "sidecar.log"
+        self.log = home / "sidecar.log"
 
     async def start(self) -> None:
         with self.log.open("ab") as log:
