@@ -117,6 +117,9 @@ async def test_killed_around_a_call_its_effect_comes_exactly_once(
         begin = len(boss.reports)
         await until(lambda: len(boss.reports) > begin + 3, "it goes on reporting")
         assert fake.effects[case.effect] == 1
+        # Nor was it sent again to a launcher or gate that knew it.
+        sent = sum(case.call in call for call in fake.calls)
+        assert sent > 1 if point == "lost" else sent == 1
         assert all(count == 1 for name, count in fake.effects.items() if "ready" not in name)
 
 
