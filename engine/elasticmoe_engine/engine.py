@@ -55,8 +55,8 @@ class WarmFirst:
         return None if code == 255 else code
 
     def beside(self) -> list[int]:
-        """The forkserver's other children."""
-        return [pid for pid in children(self._forkserver) if pid != self.pid]
+        """The forkserver's other children, and vLLM's own that were started otherwise."""
+        return [pid for pid in children(self._forkserver) if pid != self.pid] + _titled(self.pid)
 
 
 class ColdFirst:
@@ -75,7 +75,11 @@ class ColdFirst:
 
     def beside(self) -> list[int]:
         """vLLM's own; what else it starts may come and go."""
-        return [pid for pid in children(self.pid) if name_of(pid).startswith("VLLM::")]
+        return _titled(self.pid)
+
+
+def _titled(parent: int) -> list[int]:
+    return [pid for pid in children(parent) if name_of(pid).startswith("VLLM::")]
 
 
 class Watch:

@@ -33,7 +33,6 @@ class Forkserver:
 
     def __init__(self, run_dir: Path, modules: list[str]) -> None:
         self._result = run_dir / warm.RESULT_FILE
-        self._environment = run_dir / warm.ENVIRONMENT_FILE
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([warm.__name__])
         package = str(Path(__file__).parent.parent)
@@ -80,7 +79,8 @@ class Forkserver:
         changes: dict[str, str | None],
     ) -> BaseProcess:
         """Start the engine's first process. Raises OSError or EOFError without a forkserver."""
-        warm.write_private(self._environment, changes)
-        process = self._context.Process(target=child.run, name=name, args=(entry, sock, argv, spec))
+        process = self._context.Process(
+            target=child.run, name=name, args=(entry, sock, argv, spec, changes)
+        )
         process.start()
         return process

@@ -103,8 +103,8 @@ def environment(
         # Kubernetes' link to a Service named `vllm`; vLLM takes it for its own port.
         changes["VLLM_PORT"] = None
     if warm:
-        # vLLM starts its engine core from the warm forkserver too.
-        changes["VLLM_WORKER_MULTIPROC_METHOD"] = "forkserver"
+        # This comes from the forkserver too, see `warm`.
+        changes["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
     return changes
 
 

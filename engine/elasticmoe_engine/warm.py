@@ -1,8 +1,11 @@
 """First module of the forkserver: what every engine process is forked from.
 
 A forkserver is a plain multiprocessing one with the engine's modules imported. This module ties it
-to the launcher's life, gives each child the environment of its launch, and has the children start
-their own multiprocessing children from the same forkserver instead of a cold one.
+to the launcher's life, and has everything that the engine starts by multiprocessing's `spawn` come
+from the same forkserver, with the environment of its parent, as a spawned process has it.
+
+`spawn`, because vLLM 0.33 takes no other word for a start that is not `fork` (and a forked engine
+core would keep rank 0's handshake listener open), and its CPU platform insists on it.
 """
 
 from __future__ import annotations
@@ -10,11 +13,14 @@ from __future__ import annotations
 import gc
 import importlib
 import json
+import multiprocessing.context
 import multiprocessing.forkserver
 import multiprocessing.resource_tracker
+import multiprocessing.spawn
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +31,7 @@ MODULES = "ELASTICMOE_PRELOAD"
 MODEL_FOLDER = "ELASTICMOE_MODEL_FOLDER"
 RESULT_FILE = "warm.json"
 """In the run folder: {"pid", "ok", "seconds", "error", "threads", "problems"}."""
-ENVIRONMENT_FILE = "environment.json"
-"""In the run folder, mode 0600: what the present launch changes in the environment."""
-
-
-def write_private(path: Path, value: Any) -> None:
-    """Write JSON that only this user can read, at once or not at all."""
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    new.unlink(missing_ok=True)
-    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        json.dump(value, file)
-    new.replace(path)
+_ENVIRON = "elasticmoe_environ"
 
 
 class Forkserver:
@@ -48,7 +44,6 @@ class Forkserver:
     def run(self, launcher: int, modules: list[str]) -> None:
         """Tie, prepare, import, and say in the result file how it went."""
         die_with_parent(launcher)
-        share_forkserver()
         began = time.monotonic()
         error = ""
         for name in modules:
@@ -59,35 +54,28 @@ class Forkserver:
                 break
         error = error or _initialised_device()
         os.register_at_fork(after_in_child=self._in_child)
+        share_forkserver()
+        hand_down_environment()
+        spawn_from_forkserver(True)
         # What is never collected is never written to: the children share it.
         gc.collect()
         gc.freeze()
-        problems = [text for name in modules for text in _problems(name)]
         result = {
             "pid": self._pid,
             "ok": not error,
             "seconds": round(time.monotonic() - began, 3),
             "error": error,
             "threads": len(os.listdir("/proc/self/task")),
-            "problems": problems,
+            "problems": [text for name in modules for text in _problems(name)],
         }
-        write_private(self._run_dir / RESULT_FILE, result)
+        new = self._run_dir / f".{RESULT_FILE}"
+        new.write_text(json.dumps(result))
+        new.replace(self._run_dir / RESULT_FILE)
 
     def _in_child(self) -> None:
         parent, self._forking = self._forking, os.getpid()
-        if parent != self._pid:
-            return  # a child of a child: its parent may be a thread that ends soon
-        die_with_parent(parent)
-        try:
-            changes = json.loads((self._run_dir / ENVIRONMENT_FILE).read_text())
-        except (OSError, ValueError) as error:
-            print(f"elasticmoe: no environment for this launch: {error}", file=sys.stderr)
-            os._exit(1)
-        for name, value in changes.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        if parent == self._pid:  # not a child of a child: its parent may be a thread that ends soon
+            die_with_parent(parent)
 
 
 def share_forkserver() -> None:
@@ -108,6 +96,45 @@ def share_forkserver() -> None:
             start_one()
 
     server.ensure_running = module.ensure_running = ensure_running
+
+
+def hand_down_environment() -> None:
+    """Have a process that is started from a child of the forkserver get its parent's environment.
+
+    It travels with what multiprocessing sends to prepare a new process.
+    """
+    module: Any = multiprocessing.spawn
+    describe, prepare = module.get_preparation_data, module.prepare
+
+    def get_preparation_data(name: str) -> dict[str, Any]:
+        return {**describe(name), _ENVIRON: dict(os.environ)}
+
+    def prepare_with_environment(data: dict[str, Any]) -> None:
+        environ = data.pop(_ENVIRON, None)
+        if environ is not None:
+            set_environment(environ)
+        prepare(data)
+
+    module.get_preparation_data = get_preparation_data
+    module.prepare = prepare_with_environment
+
+
+def set_environment(environ: Mapping[str, str]) -> None:
+    """Make this process's environment the given one."""
+    threads = os.environ.get("OMP_NUM_THREADS")
+    for name in set(os.environ) - set(environ):
+        del os.environ[name]
+    os.environ.update({k: v for k, v in environ.items() if os.environ.get(k) != v})
+    wanted, torch = os.environ.get("OMP_NUM_THREADS", ""), sys.modules.get("torch")
+    if torch is not None and wanted != threads and wanted.isdecimal():
+        torch.set_num_threads(int(wanted))  # it read the variable when it was imported
+
+
+def spawn_from_forkserver(warm: bool) -> None:
+    """Whether multiprocessing's `spawn` means the forkserver in this process and its children."""
+    module: Any = multiprocessing.context
+    contexts = module._concrete_contexts
+    contexts["spawn"] = contexts["forkserver"] if warm else module.SpawnContext()
 
 
 def _initialised_device() -> str:
