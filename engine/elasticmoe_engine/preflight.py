@@ -137,7 +137,8 @@ def _weights(
         files = model.open_weights(folder)
     except model.ModelError as error:
         return str(error)
-    size = model.size_of(files) if group.slots and instance.idle else None
+    known = group.slots > 0 and instance.num_experts > 0 and instance.idle
+    size = model.size_of(files) if known else None
     if size is None:
         return ""
     needed = size.bytes_per_rank(group.slots, instance.num_experts) // instance.parallel
