@@ -1,0 +1,118 @@
+"""What a group says of itself, for the HTTP API, the command line and metrics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+GroupState = Literal[
+    "Learning", "Waiting", "Starting", "Serving", "Resizing", "Restarting", "Recovering", "Failed"
+]
+"""Learning: a new coordinator asks who is there. Waiting: too few instances (`reason`, `message` say
+what for). Starting, Resizing, Restarting, Recovering: an operation runs. Failed: a person has to look."""
+
+InstanceState = Literal[
+    "standby", "starting", "joining", "active", "leaving", "retired", "stopping", "exited", "lost"
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseTime:
+    """Seconds that one phase of an operation took (so far, if it is the running one)."""
+
+    phase: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperationStatus:
+    """One operation. Times are Unix seconds; fields as in `OperationRecord`."""
+
+    id: str
+    kind: str
+    from_size: int
+    to_size: int
+    phase: str
+    state: str
+    started: float
+    ended: float | None
+    attempt: int
+    reason: str
+    error: str
+    phases: tuple[PhaseTime, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstanceStatus:
+    """One instance and the rank that it runs.
+
+    rank: its place in the layout that serves or is being made, None for a standby.
+    desired: the group wants it to serve. registered: its sidecar has said hello and reports.
+    safe_to_delete: ending it takes nothing from the group.
+    waiting, running, kv_cache: the engine's own load.
+    reason: why it isn't what is desired, one line.
+    """
+
+    instance: str
+    ordinal: int | None
+    address: str
+    rank: int | None
+    state: InstanceState
+    desired: bool
+    registered: bool
+    suspect: bool
+    standby: bool
+    active: bool
+    ready: bool
+    fenced: bool
+    fence: str
+    retired: bool
+    safe_to_delete: bool
+    leaving: bool
+    warm: bool
+    in_flight: int
+    held: int
+    open_connections: int
+    late_refused: int
+    hold_refused: int
+    waiting: float
+    running: float
+    kv_cache: float
+    serving_port: int
+    engine_version: str
+    model: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupStatus:
+    """The whole group.
+
+    size: DP size that serves now, 0 for none. desired: the size it should have.
+    reason, message: CamelCase word and one line on what keeps the group from its desired size.
+    elastic: False after a failed resize: the next one is done as a planned warm restart.
+    pause_mode: what the engines do with running requests in a commit ("keep", "wait", "abort").
+    """
+
+    deployment: str
+    state: GroupState
+    reason: str
+    message: str
+    term: int
+    generation: int
+    policy: str
+    size: int
+    desired: int
+    min_size: int
+    max_size: int
+    num_experts: int
+    slots_per_rank: int
+    redundant_experts: int
+    elastic: bool
+    inelastic_reason: str
+    engine_epoch: str
+    pause_mode: str
+    model: str
+    operation: OperationStatus | None
+    history: tuple[OperationStatus, ...]
+    instances: tuple[InstanceStatus, ...]
