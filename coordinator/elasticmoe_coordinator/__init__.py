@@ -1,0 +1,1 @@
+"""The coordinator: `core` has the rules, the rest carries them out."""

@@ -22,11 +22,11 @@ class GroupConfig:
     min_size, max_size: DP sizes between which the group moves; vLLM refuses external load balancing
         at one rank, and `max_size` is `--elastic-ep-max-dp-size`.
     size: the first target of a declared group; None waits for one.
-    suspect_after: missed heartbeats until an instance is suspect. Silence alone never makes it lost.
+    suspect_after: missed heartbeats until an instance is suspect; silence alone loses nobody.
     stall: how long requests may run without any progress in the whole group.
     compile_limit: the same for a rank that has answered nothing yet (first step, compile).
-    prepare_limit: must end before vLLM's own 300 s with the drain and 20 s (measured: past those the
-        old engines die).
+    prepare_limit: must end before vLLM's own 300 s with the drain and 20 s (measured: past those
+        the old engines die).
     lame_duck: shortest time from not Ready to closed: endpoints propagate, keep-alive ends (5 s).
     replacement: how long a recovery waits for missing instances before it starts with fewer.
     settle: a `follow` group waits so long for more changes before it acts.

@@ -1,44 +1,401 @@
-"""One group: what is known of its instances, what it should be, and the operation that brings it there."""
+"""One group: what is known of its instances, what it should be, and the operation under way."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
-from elasticmoe_protocol.messages import Hello, Refused, Report
+import msgspec
+from elasticmoe_protocol.messages import Hello, OperationRecord, Refused, Report
 
+from elasticmoe_coordinator.core import describe, loss, reconcile
+from elasticmoe_coordinator.core.book import Book
 from elasticmoe_coordinator.core.config import GroupConfig
-from elasticmoe_coordinator.core.outbox import Outbox, ProbeAnswer, TargetRequest
+from elasticmoe_coordinator.core.courier import Courier
+from elasticmoe_coordinator.core.learning import Learning
+from elasticmoe_coordinator.core.members import Instance, Roster
+from elasticmoe_coordinator.core.operations import KINDS, restart
+from elasticmoe_coordinator.core.outbox import (
+    Level,
+    Note,
+    Outbox,
+    Probe,
+    ProbeAnswer,
+    Rejected,
+    TargetRequest,
+)
 from elasticmoe_coordinator.core.status import GroupStatus, OperationStatus
+from elasticmoe_coordinator.core.view import PROBE_EVERY, Order, View
+
+STOOD_STILL = 1.0
+"""Seconds between two turns from which the coordinator itself was away (frozen, starved)."""
+FORGET_AFTER = 30.0
+"""Seconds of silence after which an instance that is no part of the layout is forgotten."""
+TURNS = 8
+"""At most so many phases end in one turn of the clock."""
 
 
 class Group:
     """Everything in, everything out; no clock, no socket, no chance of its own.
 
-    Times (`now`) are Unix seconds. `new_id` makes ids for operations and launches.
+    Times (`now`) are Unix seconds. `new_id` makes ids for operations and launches. term: the lowest
+    that may be used; what the sidecars have seen raises it.
     """
 
     def __init__(
         self, config: GroupConfig, *, term: int, now: float, new_id: Callable[[], str]
     ) -> None:
-        raise NotImplementedError
+        self.config = config
+        self._new_id = new_id
+        self._roster = Roster(silence=config.suspect_after * config.heartbeat)
+        self._learning: Learning | None = Learning(config, term - 1, now)
+        self._book = Book(self._learning.record(), new_id, config.history)
+        self._courier = Courier(config.deployment, 0, 2 * config.heartbeat)
+        self._stall = loss.Stall(now)
+        self._outbox = Outbox()
+        self._ticked = now
+        self._asked_directly: dict[str, float] = {}
+        self._loss = ""
+        self._crowd: tuple[int, float] = (0, now)
 
-    def hello(self, message: Hello, now: float) -> None: ...
-    def report(self, message: Report, now: float) -> None: ...
-    def refused(self, instance: str, message: Refused, now: float) -> None: ...
-    def disconnected(self, instance: str, now: float) -> None: ...
-    def probed(self, answer: ProbeAnswer, now: float) -> None: ...
+    # --- what comes in --------------------------------------------------------------------------
+
+    def hello(self, message: Hello, now: float) -> None:
+        """An instance introduces itself."""
+        refusal = self._roster.hello(message, now)
+        if refusal:
+            self._outbox.refuse.append((message.instance, refusal))
+            self._say("warning", f"{message.instance} refused: {refusal}", message.instance)
+            return
+        accepted = message.accepted
+        if self._learning is None and accepted is not None and accepted.term > self._courier.term:
+            self._learn_again(accepted.term, now)
+            self._roster.hello(message, now)
+        if self._learning is not None:
+            self._learning.heard(accepted)
+        instance = self._roster.get(message.instance)
+        if instance is not None:
+            self._courier.learn(instance)
+
+    def report(self, message: Report, now: float) -> None:
+        """An instance says what is."""
+        if not self._roster.note(message, now):
+            self._outbox.introduce.append(message.instance)
+        elif self._learning is not None:
+            self._learning.passed(message.term)
+        elif message.term > self._courier.term:
+            self._learn_again(message.term, now)
+
+    def refused(self, instance: str, message: Refused, now: float) -> None:
+        """An instance does not do as it was told: it obeys a newer coordinator."""
+        if self._learning is not None:
+            self._learning.passed(message.term)
+        elif message.term > self._courier.term:
+            self._say(
+                "warning", f"{instance} obeys a newer coordinator: {message.reason}", instance
+            )
+            self._learn_again(message.term, now)
+
+    def probed(self, answer: ProbeAnswer, now: float) -> None:
+        """A silent instance's launcher was asked directly."""
+        self._roster.probed(answer, now)
+
+    # --- what people ask for --------------------------------------------------------------------
+
     def set_target(self, request: TargetRequest, now: float) -> tuple[OperationStatus | None, bool]:
-        """(the operation or None if there is nothing to do, True if this call began it). Raises Rejected."""
-        raise NotImplementedError
+        """Have the group become this size.
+
+        Returns the operation that brings it there (None: there is nothing to do) and whether this
+        call began it. Raises Rejected.
+        """
+        config, book = self.config, self._book
+        if config.policy == "follow":
+            line = "this group follows who is there: start or stop instances instead"
+            raise Rejected("invalid", line)
+        if not config.min_size <= request.size <= config.max_size:
+            line = (
+                f"size {request.size} is not between {config.min_size} and {config.max_size}: "
+                "choose one that is, or start the group with other limits"
+            )
+            raise Rejected("invalid", line)
+        known = self._known(request, now)
+        if known is not None:
+            return known, False
+        running = book.operation
+        if running is not None:
+            if running.phase in ("wait", "kill", "replace") and running.kind != "scale_up":
+                book.update(desired=request.size)
+                book.amend(to_size=request.size)
+            elif running.to_size != request.size:
+                raise self._conflict(running)
+            return describe.operation(book.running, now), False
+        book.update(desired=request.size)
+        return self._begin(request, now)
 
     def restart(self, request: TargetRequest, now: float) -> tuple[OperationStatus, bool]:
-        raise NotImplementedError
+        """Restart all engines warm, drained first; a size of 0 keeps the size. Raises Rejected."""
+        config, book = self.config, self._book
+        if request.size and not config.min_size <= request.size <= config.max_size:
+            line = f"size {request.size} is not between {config.min_size} and {config.max_size}"
+            raise Rejected("invalid", line)
+        known = self._known(request, now)
+        if known is not None:
+            return known, False
+        if book.operation is not None:
+            raise self._conflict(book.operation)
+        if request.size and config.policy == "declared":
+            book.update(desired=request.size)
+        view = self._view(now)
+        layout = reconcile.wanted(view)
+        if self._loss:
+            book.begin(
+                "recover",
+                "kill",
+                now,
+                to_size=book.record.desired,
+                reason=self._loss,
+                operation_id=request.operation_id,
+            )
+        elif book.size and len(layout) >= config.min_size:
+            limit = request.drain_timeout
+            restart.begin(
+                book,
+                now,
+                layout,
+                "somebody asked for it",
+                operation_id=request.operation_id,
+                drain_timeout=config.drain_timeout if limit is None else limit,
+            )
+        elif not book.size and book.record.desired:
+            self._begin(request, now)
+        running = book.operation
+        if running is None:
+            line = f"there is nothing to restart: {self.status(now).message or 'no group'}"
+            raise Rejected("not_ready", line)
+        return describe.operation(running, now), True
 
     def operation(self, operation_id: str, now: float) -> OperationStatus | None:
-        raise NotImplementedError
-
-    def tick(self, now: float) -> Outbox:
-        raise NotImplementedError
+        """An operation, running or one of the last that ended."""
+        found = self._book.find(operation_id)
+        return describe.operation(found, now) if found else None
 
     def status(self, now: float) -> GroupStatus:
-        raise NotImplementedError
+        """What the group is and does."""
+        missing = None if self._learning is None else self._learning.missing(self._roster, now)
+        return describe.group(
+            self._view(now), term=self._courier.term, missing=missing, loss=self._loss
+        )
+
+    # --- a turn ---------------------------------------------------------------------------------
+
+    def tick(self, now: float) -> Outbox:
+        """Look at everything once; returns what has to be sent."""
+        away = now - self._ticked
+        self._ticked = now
+        if away > STOOD_STILL:
+            self._roster.shift(away)
+            self._stall.shift(away)
+        if self._learning is not None and self._learning.complete(self._roster, now):
+            self._lead(self._learning)
+        if self._learning is None:
+            self._act(now)
+            self._forget(now)
+        self._ask_silent(now)
+        outbox, self._outbox = self._outbox, Outbox()
+        return outbox
+
+    def _act(self, now: float) -> None:
+        view = self._view(now)
+        before = self._book.operation
+        self._judge(view)
+        for _ in range(TURNS):
+            record = self._book.record
+            if record.operation is not None:
+                KINDS[record.operation.kind].advance(view)
+            elif not self._loss and reconcile.failed(self._book) is None:
+                self._follow(view)
+                reconcile.begin_next(view)
+            if self._book.record is record:
+                break
+        self._tell_progress(before)
+        for instance in self._roster:
+            if instance.report is None:
+                continue
+            order = self._order(self._view(now), instance)
+            if order is None:
+                continue
+            goal = self._courier.goal(instance, order, self._book.record, now)
+            if goal is not None:
+                self._outbox.goals.append(goal)
+
+    def _judge(self, view: View) -> None:
+        """Notice a loss; with the policy for it, begin the recovery."""
+        book = self._book
+        running = book.operation
+        kind = KINDS[running.kind] if running else None
+        down = kind is not None and running is not None and running.phase in kind.down
+        still = kind is not None and running is not None and running.phase in kind.still
+        stalled = self._stall.judge(view, still)
+        if down:
+            self._loss = ""
+            return
+        gone = [loss.gone(view, member) for member in book.record.members]
+        found = "; ".join(reason for reason in gone if reason) or stalled or self._loss
+        if not found:
+            return
+        if found != self._loss:
+            self._say("error", f"lost: {found}", book.running.id if running else "")
+        if running is not None:
+            book.end("failed", view.now, found)
+        if self.config.loss_policy == "none":
+            self._loss = found
+            return
+        self._loss = ""
+        book.begin("recover", "kill", view.now, to_size=book.record.desired, reason=found)
+
+    def _follow(self, view: View) -> None:
+        """A group that follows wants to be as many as are there, once that is settled."""
+        if self.config.policy != "follow":
+            return
+        there = len(view.candidates()) if self._book.size else len(view.starters())
+        if there != self._crowd[0]:
+            self._crowd = (there, view.now)
+        if view.now - self._crowd[1] >= self.config.settle:
+            size = min(max(there, self.config.min_size), self.config.max_size)
+            if size != self._book.record.desired:
+                self._book.update(desired=size)
+
+    def _order(self, view: View, instance: Instance) -> Order | None:
+        """What this instance should be now."""
+        record = self._book.record
+        member = next((one for one in record.members if one.instance == instance.name), None)
+        if member is None:
+            order = Order(kill=True, released=instance.leaving and view.gone(instance.name))
+        else:
+            spec = view.spec(member, record.members, joiner=False)
+            if spec is None:
+                return None
+            if self._loss:
+                lost = bool(loss.gone(view, member))
+                order = Order(launch=None if lost else spec, kill=lost, ready=False)
+            else:
+                order = Order(launch=spec, ready=instance.runs(member.launch))
+        running = record.operation
+        if running is None:
+            return order
+        decided = KINDS[running.kind].order(view, instance.name, order)
+        joins = any(one.instance == instance.name for one in record.joining)
+        return replace(decided, released=False) if decided is not None and joins else decided
+
+    # --- parts ----------------------------------------------------------------------------------
+
+    def _view(self, now: float) -> View:
+        return View(
+            config=self.config,
+            roster=self._roster,
+            book=self._book,
+            now=now,
+            specs=self._courier.specs,
+            knowing={one.name: self._courier.knows(one) for one in self._roster},
+            ready=frozenset(one.name for one in self._roster if self._courier.was_ready(one)),
+        )
+
+    def _begin(self, request: TargetRequest, now: float) -> tuple[OperationStatus | None, bool]:
+        limit = request.drain_timeout
+        asked = reconcile.Asked(
+            request.operation_id, self.config.drain_timeout if limit is None else limit
+        )
+        if self._loss:
+            raise Rejected("not_ready", f"a rank is lost ({self._loss}): ask for a restart first")
+        reconcile.begin_next(self._view(now), asked)
+        running = self._book.operation
+        if running is None:
+            return None, False
+        self._tell_progress(None)
+        return describe.operation(running, now), True
+
+    def _known(self, request: TargetRequest, now: float) -> OperationStatus | None:
+        """The operation of this id. Raises Rejected for an id used for something else."""
+        if self._learning is not None:
+            raise Rejected("not_ready", "the coordinator is learning who is there: ask again soon")
+        known = self._book.find(request.operation_id)
+        if known is None:
+            return None
+        if request.size and known.to_size != request.size and known.ended is not None:
+            line = f"operation id {known.id} was used for size {known.to_size}: use another one"
+            raise Rejected("conflict", line, known.id)
+        if request.size and known.to_size != request.size:
+            raise self._conflict(known)
+        return describe.operation(known, now)
+
+    def _conflict(self, running: OperationRecord) -> Rejected:
+        line = (
+            f"operation {running.id} ({running.kind.replace('_', ' ')} to {running.to_size}, phase "
+            f"{running.phase}) is running: wait until it ended, then ask again"
+        )
+        return Rejected("conflict", line, running.id)
+
+    def _lead(self, learning: Learning) -> None:
+        """Enough is learnt: take the group over with a term of its own."""
+        self._learning = None
+        record = learning.record()
+        if self.config.policy == "declared" and not record.desired and self.config.size:
+            record = msgspec.structs.replace(record, desired=self.config.size)
+        self._book = Book(record, self._new_id, self.config.history)
+        self._courier.term = learning.term + 1
+        size = len(record.members)
+        self._say("info", f"term {self._courier.term}: {size} ranks, desired {record.desired}")
+
+    def _learn_again(self, term: int, now: float) -> None:
+        """Another coordinator was here meanwhile: all that is known may be old."""
+        self._say("warning", f"term {term} was seen: this coordinator learns everything again")
+        self._learning = Learning(self.config, term, now)
+        self._book = Book(self._learning.record(), self._new_id, self.config.history)
+        self._outbox.introduce.extend(self._roster.instances)
+        self._outbox.goals.clear()
+        self._roster.instances.clear()
+        self._courier = Courier(self.config.deployment, 0, 2 * self.config.heartbeat)
+        self._stall = loss.Stall(now)
+        self._loss = ""
+
+    def _forget(self, now: float) -> None:
+        record = self._book.record
+        inside = {one.instance for one in (*record.members, *record.joining)}
+        for one in list(self._roster):
+            silent = now - max(one.seen, one.probed)
+            limit = 2 * self._roster.silence if one.leaving else FORGET_AFTER
+            if one.name not in inside and silent > limit:
+                self._roster.forget(one.name)
+                self._courier.forget(one.name)
+                self._asked_directly.pop(one.name, None)
+                self._say("info", f"{one.name} is gone", one.name)
+
+    def _ask_silent(self, now: float) -> None:
+        """Who is silent is asked directly: its sidecar may just be away."""
+        for one in self._roster:
+            due = now - self._asked_directly.get(one.name, 0.0) >= PROBE_EVERY
+            if self._roster.silent(one.name, now) and due:
+                self._asked_directly[one.name] = now
+                self._outbox.probes.append(Probe(one.name, one.facts.address, one.facts.probe_port))
+
+    def _tell_progress(self, before: OperationRecord | None) -> None:
+        """Log lines for what operations did in this turn."""
+        ended = [one for one in self._book.record.history if one.ended is not None]
+        told = before.id if before else ""
+        for one in ended:
+            if one.id == told:
+                took = (one.ended or one.started) - one.started
+                line = f"{_words(one)} {one.state} after {took:.1f} s"
+                level: Level = "info" if one.state == "succeeded" else "error"
+                self._say(level, f"{line}: {one.error}" if one.error else line, one.id)
+        now = self._book.operation
+        if now is not None and (before is None or (now.id, now.phase) != (before.id, before.phase)):
+            reason = f" ({now.reason})" if now.reason and now.id != told else ""
+            self._say("info", f"{_words(now)}: {now.phase}{reason}", now.id)
+
+    def _say(self, level: Level, text: str, about: str = "") -> None:
+        self._outbox.notes.append(Note(level, text, about))
+
+
+def _words(record: OperationRecord) -> str:
+    return f"{record.kind.replace('_', ' ')} {record.from_size} -> {record.to_size}"

@@ -10,7 +10,7 @@ from elasticmoe_protocol.messages import EngineReport, Goal
 
 @dataclass(frozen=True)
 class Probe:
-    """Ask this instance's launcher directly (`GET http://address:port/state`): its sidecar is silent."""
+    """Ask a silent instance's launcher directly (`GET http://address:port/state`)."""
 
     instance: str
     address: str
@@ -25,11 +25,14 @@ class ProbeAnswer:
     engine: EngineReport | None
 
 
+Level = Literal["info", "warning", "error"]
+
+
 @dataclass(frozen=True)
 class Note:
     """A line for the log. about: the operation or instance concerned."""
 
-    level: Literal["info", "warning", "error"]
+    level: Level
     text: str
     about: str = ""
 

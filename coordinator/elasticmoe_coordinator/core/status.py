@@ -8,8 +8,8 @@ from typing import Literal
 GroupState = Literal[
     "Learning", "Waiting", "Starting", "Serving", "Resizing", "Restarting", "Recovering", "Failed"
 ]
-"""Learning: a new coordinator asks who is there. Waiting: too few instances (`reason`, `message` say
-what for). Starting, Resizing, Restarting, Recovering: an operation runs. Failed: a person has to look."""
+"""Learning: a new coordinator asks who is there. Waiting: too few instances (`message` says more).
+Starting, Resizing, Restarting, Recovering: an operation runs. Failed: a person has to look."""
 
 InstanceState = Literal[
     "standby", "starting", "joining", "active", "leaving", "retired", "stopping", "exited", "lost"

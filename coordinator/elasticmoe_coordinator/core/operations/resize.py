@@ -1,0 +1,124 @@
+"""Prepare and commit: every old rank is told once, then the engines are watched. For up and down.
+
+vLLM 0.33 (measured): a failed prepare leaves the old ranks serving but inelastic; a joiner that
+hangs half-way kills them after 300 s; a failed commit leaves a topology that nobody knows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+from elasticmoe_protocol.messages import GateReport, Member, ScaleOrder, ScaleOutcome
+
+from elasticmoe_coordinator.core.operations import restart
+from elasticmoe_coordinator.core.view import Order, View
+
+State = Literal["going", "done", "refused", "prepare_failed", "commit_failed", "late"]
+ENGINE_LIMIT = 300
+"""Seconds that vLLM gives a prepare; its own drain limit has to end before."""
+
+
+def participants(view: View) -> tuple[Member, ...]:
+    """Who has to know of the operation before anything is sent: all old ranks and the joiners."""
+    return view.book.record.members + view.book.record.joining
+
+
+def judge(view: View) -> tuple[State, str]:
+    """How the resize stands, and the first error that an engine gave."""
+    operation = view.book.running
+    gates = view.gates(view.book.record.members)
+    outcomes = [_outcome(gate, operation.id) for gate in gates]
+    failed = next((one for one in outcomes if one is not None and one.state == "failed"), None)
+    succeeded = [one for one in outcomes if one is not None and one.state == "succeeded"]
+    committing = operation.phase == "commit" or any(_committing(gate) for gate in gates)
+    limit = view.config.commit_limit if committing else view.config.prepare_limit
+    if len(succeeded) == len(gates):
+        return "done", ""
+    if failed is not None:
+        error = f"the engines refused with status {failed.status}: {failed.error}"
+        if committing or succeeded:
+            return "commit_failed", error
+        if failed.status == 400:
+            return "refused", error
+        return "prepare_failed", error
+    phase_error = next((g.phase_error for g in gates if g and g.phase == "failed"), None)
+    if phase_error is not None:
+        error = f"the engines gave up: {phase_error or 'no reason given'}"
+        return ("commit_failed" if committing or succeeded else "prepare_failed"), error
+    if view.waited() > limit:
+        return ("commit_failed" if committing else "late"), f"not done after {limit:g} s"
+    return "going", ""
+
+
+def advance(view: View) -> bool:
+    """One turn in `prepare` or `commit`; True when all old ranks are done."""
+    book = view.book
+    operation = book.running
+    if operation.phase == "prepare" and book.told != operation.id:
+        names = [one.instance for one in participants(view)]
+        if view.all_know(names):
+            book.told = operation.id
+        elif view.waited() > view.config.prepare_limit:
+            error = "not every rank could be told in time"
+            if book.not_sent:
+                book.end("withdrawn", view.now, error)
+            else:
+                restart_old(view, error)
+        return False
+    gates = view.gates(book.record.members)
+    if operation.phase == "prepare" and any(_committing(gate) for gate in gates):
+        book.enter("commit", view.now)
+    state, error = judge(view)
+    if state == "done":
+        return True
+    if state == "refused":
+        book.end("failed", view.now, error)
+    elif state == "prepare_failed":
+        book.update(elastic=False, inelastic_reason=f"a resize failed in prepare: {error}")
+        book.end("failed", view.now, error)
+    elif state == "late":
+        restart_old(view, error)
+    elif state == "commit_failed":
+        book.end("failed", view.now, f"failed in commit: {error}")
+        book.begin("recover", "kill", view.now, to_size=book.record.desired, reason=error)
+    return False
+
+
+def restart_old(view: View, error: str) -> None:
+    """Before the engines die of a prepare that hangs, who stays in any case is restarted."""
+    book = view.book
+    stay = book.names[: book.running.to_size]
+    spent = view.waited()
+    book.end("failed", view.now, error)
+    restart.begin(
+        book,
+        view.now,
+        stay,
+        f"prepare did not end ({error}): vLLM's engines would die of it",
+        drain_timeout=max(1, int(ENGINE_LIMIT - 20 - spent)),
+    )
+
+
+def order(view: View, name: str, order: Order) -> Order:
+    """Old ranks get the resize once everybody knows of it."""
+    operation = view.book.running
+    order = replace(order, watch=True)
+    if name not in view.book.names or view.book.told != operation.id:
+        return order
+    scale = ScaleOrder(
+        operation=operation.id,
+        target=operation.to_size,
+        drain_timeout_s=max(1, min(operation.drain_timeout_s, 60)),
+    )
+    return replace(order, scale=scale)
+
+
+def _outcome(gate: GateReport | None, operation: str) -> ScaleOutcome | None:
+    if gate is None or gate.scale is None or gate.scale.operation != operation:
+        return None
+    return gate.scale
+
+
+def _committing(gate: GateReport | None) -> bool:
+    return gate is not None and (gate.scaling or gate.phase == "committing")

@@ -1,0 +1,131 @@
+"""A planned warm restart: drain, stop, start. No request fails whose client waits as long.
+
+The new layout, with its launches, is in the record's `joining` from the beginning. Readiness stays
+true for who serves before and after: connections wait in the kernel's backlog.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from elasticmoe_coordinator.core.book import Book
+from elasticmoe_coordinator.core.operations import preflight, starting
+from elasticmoe_coordinator.core.view import Order, View
+
+STOP_LIMIT = 60.0
+"""Seconds after which a stop goes on with SIGKILL."""
+
+
+def begin(
+    book: Book,
+    now: float,
+    layout: Sequence[str],
+    reason: str,
+    *,
+    operation_id: str = "",
+    drain_timeout: int,
+) -> None:
+    """Begin a planned restart into this layout (instances in rank order; none: stop the group)."""
+    book.begin(
+        "restart",
+        "preflight",
+        now,
+        to_size=len(layout),
+        reason=reason,
+        operation_id=operation_id,
+        drain_timeout=drain_timeout,
+    )
+    book.update(joining=book.seats(layout))
+
+
+def instead(book: Book, now: float, layout: Sequence[str], reason: str) -> None:
+    """The running resize, of which nobody was told yet, is done as a planned restart."""
+    book.enter("preflight", now)
+    book.amend(kind="restart", reason=reason)
+    book.update(joining=book.seats(layout))
+
+
+class Restart:
+    """preflight -> drain -> stop -> start."""
+
+    down = frozenset({"stop", "start"})
+    still = frozenset({"drain", "stop", "start"})
+
+    def advance(self, view: View) -> None:
+        """See `Operation`."""
+        book = view.book
+        phase = book.running.phase
+        if phase == "preflight":
+            newcomers = _newcomers(view)
+            if error := preflight.failure(view, newcomers):
+                book.end("withdrawn", view.now, error)
+            elif preflight.passed(view, newcomers):
+                book.enter("drain", view.now)
+        elif phase == "drain":
+            self._drain(view)
+        elif phase == "stop":
+            self._stop(view)
+        elif starting.complete(view):
+            book.end("succeeded", view.now)
+        elif error := starting.failure(view):
+            book.end("failed", view.now, error)
+            book.begin("recover", "kill", view.now, to_size=book.record.desired, reason=error)
+
+    def order(self, view: View, name: str, order: Order) -> Order | None:
+        """See `Operation`."""
+        book = view.book
+        phase = book.running.phase
+        stays = {one.instance for one in book.record.joining}
+        if phase == "preflight":
+            return preflight.order(view, name, order, _newcomers(view))
+        if phase == "start":
+            return starting.order(view, name, order, ready=view.was_ready(name))
+        if name not in book.names:
+            return order
+        order = replace(order, ready=name in stays and view.was_ready(name))
+        if phase == "drain":
+            return replace(order, fence="paused")
+        return replace(order, launch=None, kill=view.waited() > STOP_LIMIT)
+
+    def _drain(self, view: View) -> None:
+        book = view.book
+        gates = view.gates(book.record.members)
+        if all(gate and gate.fence == "paused" and not _busy(gate) for gate in gates):
+            book.enter("stop", view.now)
+            return
+        if view.waited() <= book.running.drain_timeout_s:
+            return
+        if view.config.drain_policy == "abort":
+            book.enter("stop", view.now)
+            return
+        error = (
+            f"requests still ran after {book.running.drain_timeout_s} s (drain timeout): "
+            "the restart is tried again later"
+        )
+        book.end("withdrawn", view.now, error)
+
+    def _stop(self, view: View) -> None:
+        book = view.book
+        if view.waited() > 2 * STOP_LIMIT:
+            error = "an engine could not be stopped"
+            book.end("failed", view.now, error)
+            book.begin("recover", "kill", view.now, to_size=book.record.desired, reason=error)
+            return
+        layout = [one.instance for one in book.record.joining]
+        if not all(view.gone(name) for name in {*book.names, *layout}):
+            return
+        if layout:
+            starting.begin(view, book.record.joining)
+        else:
+            book.update(members=())
+            book.end("succeeded", view.now)
+
+
+def _newcomers(view: View) -> list[str]:
+    names = view.book.names
+    return [one.instance for one in view.book.record.joining if one.instance not in names]
+
+
+def _busy(gate: object) -> bool:
+    return any(getattr(gate, name) for name in ("in_flight", "held", "open_connections"))
