@@ -113,7 +113,7 @@ class PreflightOutcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Exit(msgspec.Struct, frozen=True, kw_only=True):
-    """How an engine ended without an order. code: exit status, negative for a signal, None unknown."""
+    """How an engine ended without an order. code: exit status, minus a signal, None unknown."""
 
     process: str
     code: int | None
@@ -235,7 +235,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     operation: OperationRecord | None = None
     history: tuple[OperationRecord, ...] = ()
     restarts: tuple[float, ...] = ()
-    """Unix seconds of the latest unplanned recoveries: what bounds them survives a new coordinator."""
+    """Unix seconds of the latest unplanned recoveries: their bound survives a new coordinator."""
 
 
 # --- sidecar -> coordinator ---------------------------------------------------------------------
