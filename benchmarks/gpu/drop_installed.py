@@ -21,7 +21,9 @@ def main(site: Path, listing: Path) -> None:
         name = normal(re.split(r"-\d", info.name)[0])
         if name in KEEP or not (name in have or name.startswith("nvidia-")):
             continue
-        tops = {line.split(",")[0].split("/")[0] for line in (info / "RECORD").read_text().splitlines()}
+        tops = {
+            line.split(",")[0].split("/")[0] for line in (info / "RECORD").read_text().splitlines()
+        }
         for top in tops - SHARED:
             path = site / top
             if path.is_dir():

@@ -60,13 +60,12 @@ class Api:
             "serving": {"host": listener.host, "port": listener.port},
             "probe_port": self.probe_port,
             "facts": self._facts.as_json(),
-            "error": supervisor.cold or self._facts.problem,
+            "error": self._facts.problem or supervisor.cold,
         }
 
     def _start(self, request: Request) -> Answer:
-        problem = preflight.too_old(self._facts.version)
-        if problem:
-            return Answer(409, {"error": problem})
+        if refusal := self._facts.refusal:
+            return Answer(409, {"error": refusal})
         try:
             spec = LaunchSpec.from_json(request.body)
             new = self._supervisor.start(spec)

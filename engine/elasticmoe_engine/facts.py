@@ -9,7 +9,7 @@ from typing import Any
 
 from elasticmoe_engine import model
 from elasticmoe_engine.command import Command
-from elasticmoe_engine.preflight import Instance, no_moe
+from elasticmoe_engine.preflight import Instance, no_moe, too_old
 
 VLLM = "elasticmoe_engine.vllm_entry:main"
 
@@ -49,8 +49,15 @@ class Facts:
         return self._experts
 
     @property
+    def refusal(self) -> str:
+        """Why no engine can be started with this version or model, "" when one can."""
+        return too_old(self.version) or no_moe(self._command.model, self._experts_or_unknown)
+
+    @property
     def problem(self) -> str:
-        """What is wrong with the model, in one line."""
+        """What is wrong with version or model, in one line."""
+        if refusal := self.refusal:
+            return refusal
         try:
             experts = self.num_experts
         except model.ModelError as error:
@@ -60,19 +67,22 @@ class Facts:
                 f"{self._command.model} is not on this machine, so its experts are not known: "
                 "give a folder, or download it into the Hugging Face cache first"
             )
-        return no_moe(self._command.model, experts)
+        return ""
+
+    @property
+    def _experts_or_unknown(self) -> int:
+        try:
+            return self.num_experts
+        except model.ModelError:
+            return -1
 
     def as_json(self) -> dict[str, Any]:
         """As in `GET /state`."""
-        try:
-            experts = self.num_experts
-        except model.ModelError:
-            experts = -1
         return {
             "engine": self.engine,
             "engine_version": self.version,
             "model": self._command.model,
-            "num_experts": experts,
+            "num_experts": self._experts_or_unknown,
             "fingerprint": self._command.fingerprint,
             "flags": self._command.readable_flags,
         }

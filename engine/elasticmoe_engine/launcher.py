@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from elasticmoe_engine import local_http, preflight
+from elasticmoe_engine import local_http
 from elasticmoe_engine.api import SOCKET, Api
 from elasticmoe_engine.command import CommandError, parse
 from elasticmoe_engine.facts import VLLM, Facts
@@ -51,8 +51,6 @@ def _run(args: argparse.Namespace, engine: list[str]) -> int:
     if ":" not in args.engine:
         raise UsageError(f"--engine {args.engine}: give MODULE:FUNCTION")
     facts = Facts(command, args.engine)
-    if problem := preflight.too_old(facts.version):
-        raise UsageError(problem)
     if facts.folder is not None:
         os.environ[MODEL_FOLDER] = str(facts.folder)
     default = VLLM_WARM if args.engine == VLLM else args.engine.partition(":")[0]

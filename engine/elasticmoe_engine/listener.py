@@ -7,7 +7,7 @@ import os
 import socket
 
 BACKLOG = 4096
-"""Connections that wait in the kernel while there is no engine (at most net.core.somaxconn)."""
+"""Connections that wait in the kernel while nobody accepts (at most net.core.somaxconn)."""
 
 
 class ListenError(Exception):
@@ -23,9 +23,13 @@ class Listener:
         self.open()
 
     def open(self) -> socket.socket:
-        """The listening socket, made again where it was closed. Raises ListenError."""
+        """The listening socket, made again where it was closed. Raises ListenError.
+
+        It listens again in any case: an engine may have made the backlog smaller.
+        """
         if self._sock is None:
             self._sock = self._listen()
+        self._sock.listen(BACKLOG)
         return self._sock
 
     def close(self) -> None:

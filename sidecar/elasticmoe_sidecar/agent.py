@@ -26,7 +26,7 @@ from elasticmoe_protocol.messages import (
     ToSidecar,
 )
 
-from elasticmoe_sidecar import http
+from elasticmoe_sidecar import http, link
 from elasticmoe_sidecar.instance import Instance
 from elasticmoe_sidecar.journal import Journal
 from elasticmoe_sidecar.leave import Leave
@@ -213,7 +213,7 @@ def _essence(report: Report) -> Report:
 Connect = Callable[[Settings], AbstractAsyncContextManager[Link]]
 
 
-def run(settings: Settings, connect: Connect) -> int:
+def run(settings: Settings, connect: Connect = link.connect) -> int:
     """Run a sidecar until it may end; returns the exit status."""
     try:
         _check_folder(settings)

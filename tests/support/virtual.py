@@ -384,7 +384,8 @@ class World:
         if isinstance(message, Hello):
             self.group.hello(message, self.now)
         elif isinstance(message, Report):
-            self.group.report(message, self.now)
+            if not self.group.report(message, self.now):
+                self._send("down", (message.instance, Introduce(deployment="moe")))
         elif isinstance(message, tuple) and isinstance(message[1], Refused):
             self.group.refused(message[0], message[1], self.now)
 

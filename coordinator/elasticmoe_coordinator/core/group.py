@@ -60,13 +60,11 @@ class Group:
 
     # --- what comes in --------------------------------------------------------------------------
 
-    def hello(self, message: Hello, now: float) -> None:
-        """An instance introduces itself."""
+    def hello(self, message: Hello, now: float) -> str:
+        """An instance introduces itself; returns why it is refused, or ""."""
         refusal = self._roster.hello(message, now)
         if refusal:
-            self._outbox.refuse.append((message.instance, refusal))
-            self._say("warning", f"{message.instance} refused: {refusal}", message.instance)
-            return
+            return refusal
         accepted = message.accepted
         if self._learning is None and accepted is not None and accepted.term > self._courier.term:
             self._learn_again(accepted.term, now)
@@ -76,15 +74,17 @@ class Group:
         instance = self._roster.get(message.instance)
         if instance is not None:
             self._courier.learn(instance)
+        return ""
 
-    def report(self, message: Report, now: float) -> None:
-        """An instance says what is."""
+    def report(self, message: Report, now: float) -> bool:
+        """An instance says what is; False when it has to say Hello first."""
         if not self._roster.note(message, now):
-            self._outbox.introduce.append(message.instance)
-        elif self._learning is not None:
+            return False
+        if self._learning is not None:
             self._learning.passed(message.term)
         elif message.term > self._courier.term:
             self._learn_again(message.term, now)
+        return True
 
     def refused(self, instance: str, message: Refused, now: float) -> None:
         """An instance does not do as it was told: it obeys a newer coordinator."""

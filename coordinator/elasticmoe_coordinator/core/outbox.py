@@ -44,8 +44,6 @@ class Outbox:
     goals: list[Goal] = field(default_factory=list)
     introduce: list[str] = field(default_factory=list)
     """Instances that should say Hello."""
-    refuse: list[tuple[str, str]] = field(default_factory=list)
-    """(instance, reason)"""
     probes: list[Probe] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args, get_type_hints
 
 GroupState = Literal[
     "Learning", "Waiting", "Starting", "Serving", "Resizing", "Restarting", "Recovering", "Failed"
@@ -116,3 +116,14 @@ class GroupStatus:
     operation: OperationStatus | None
     history: tuple[OperationStatus, ...]
     instances: tuple[InstanceStatus, ...]
+
+
+def plain_fields(source: type) -> dict[str, object]:
+    """Fields of one of the classes above that are no class of this file, with their types."""
+    hints = get_type_hints(source)
+    ours = (OperationStatus, InstanceStatus, PhaseTime)
+    return {
+        key: hint
+        for key, hint in hints.items()
+        if not any(one is hint or one in get_args(hint) for one in ours)
+    }

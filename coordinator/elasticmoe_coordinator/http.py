@@ -1,0 +1,194 @@
+"""The coordinator's HTTP API: for the operator and for people."""
+
+from __future__ import annotations
+
+import html
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Protocol
+
+from elasticmoe_protocol import keys
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.exceptions import HTTPException
+
+from elasticmoe_coordinator import models
+from elasticmoe_coordinator.core.outbox import Rejected, TargetRequest
+from elasticmoe_coordinator.core.status import GroupStatus, OperationStatus
+from elasticmoe_coordinator.metrics import Metrics
+
+Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
+_STATUS = {"invalid": 422, "conflict": 409, "not_ready": 409}
+
+
+class Rules(Protocol):
+    """What the API needs of a group."""
+
+    def set_target(self, request: TargetRequest, now: float) -> tuple[OperationStatus | None, bool]:
+        """See `Group`."""
+
+    def restart(self, request: TargetRequest, now: float) -> tuple[OperationStatus, bool]:
+        """See `Group`."""
+
+    def operation(self, operation_id: str, now: float) -> OperationStatus | None:
+        """See `Group`."""
+
+    def status(self, now: float) -> GroupStatus:
+        """See `Group`."""
+
+
+class Unauthorized(Exception):
+    """The bearer token is missing or wrong."""
+
+
+def app(group: Rules, keys_dir: Path, metrics: Metrics, version: str) -> FastAPI:
+    """The API of one group. keys_dir: where the token is, read again for each request."""
+    api = FastAPI(
+        title="Elastic MoE coordinator",
+        version=version,
+        docs_url=None,
+        redoc_url=None,
+        responses={
+            401: {"model": models.Failure},
+            409: {"model": models.Failure},
+            422: {"model": models.Failure},
+        },
+    )
+
+    def authorized(given: Credentials) -> None:
+        if given is None or not keys.token_is_valid(keys_dir, given.credentials):
+            raise Unauthorized
+
+    @api.get("/v1/status", summary="The whole group", response_model=models.Group)
+    async def status() -> object:
+        return models.Group.model_validate(group.status(time.time()))
+
+    @api.put(
+        "/v1/target",
+        summary="Have the group become this size",
+        description="202: this call began an operation. 200: it runs already, or nothing is to do.",
+        dependencies=[Depends(authorized)],
+        status_code=202,
+        responses={200: {"model": models.Accepted}},
+    )
+    async def target(body: models.Target, response: Response) -> models.Accepted:
+        request = TargetRequest(body.operation_id, body.size, body.drain_timeout_seconds)
+        operation, began = group.set_target(request, time.time())
+        response.status_code = 202 if began else 200
+        return models.Accepted.model_validate({"operation": operation})
+
+    @api.post(
+        "/v1/restart",
+        summary="Restart all engines warm, drained first",
+        dependencies=[Depends(authorized)],
+        status_code=202,
+        responses={200: {"model": models.Accepted}},
+    )
+    async def restart(body: models.Restart, response: Response) -> models.Accepted:
+        request = TargetRequest(body.operation_id, body.size, body.drain_timeout_seconds)
+        operation, began = group.restart(request, time.time())
+        response.status_code = 202 if began else 200
+        return models.Accepted.model_validate({"operation": operation})
+
+    @api.get(
+        "/v1/operations/{operation_id}",
+        summary="One operation: the running one or one of the last ten",
+        responses={404: {"model": models.Failure}},
+    )
+    async def operation(operation_id: str) -> models.Operation:
+        found = group.operation(operation_id, time.time())
+        if found is None:
+            raise HTTPException(404, "no such operation: the last ten are in /v1/status")
+        return models.Operation.model_validate(found)
+
+    @api.get("/metrics", response_class=PlainTextResponse, summary="Prometheus metrics")
+    async def prometheus() -> Response:
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @api.get("/healthz", response_class=PlainTextResponse, summary="The process works")
+    async def healthz() -> str:
+        return "ok"
+
+    @api.get("/readyz", response_class=PlainTextResponse, summary="It knows its group")
+    async def readyz() -> PlainTextResponse:
+        learning = group.status(time.time()).state == "Learning"
+        return PlainTextResponse("learning" if learning else "ok", 503 if learning else 200)
+
+    @api.get("/docs", response_class=HTMLResponse, include_in_schema=False)
+    async def docs() -> str:
+        return _docs(api)
+
+    _errors(api)
+    return api
+
+
+def _errors(api: FastAPI) -> None:
+    """Every error has the same form."""
+
+    @api.exception_handler(Rejected)
+    async def rejected(_: Request, error: Rejected) -> JSONResponse:
+        return _failure(_STATUS[error.code], error.code, error.reason, error.operation)
+
+    @api.exception_handler(Unauthorized)
+    async def unauthorized(_: Request, __: Unauthorized) -> JSONResponse:
+        line = (
+            "send the group's token as `Authorization: Bearer …`: it is in the file `token` of "
+            "the coordinator's keys folder"
+        )
+        answer = _failure(401, "unauthorized", line)
+        answer.headers["WWW-Authenticate"] = "Bearer"
+        return answer
+
+    @api.exception_handler(keys.KeysError)
+    async def no_keys(_: Request, error: keys.KeysError) -> JSONResponse:
+        return _failure(503, "keys", str(error))
+
+    @api.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"][1:]) or "the body"
+        return _failure(422, "invalid", f"{where}: {first['msg']}")
+
+    @api.exception_handler(HTTPException)
+    async def other(_: Request, error: HTTPException) -> JSONResponse:
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "error")
+        return _failure(error.status_code, code, str(error.detail))
+
+
+def _failure(status: int, code: str, message: str, operation: str = "") -> JSONResponse:
+    problem = models.Problem(code=code, message=message, operation=operation or None)
+    body = models.Failure(error=problem).model_dump(by_alias=True, exclude_none=True)
+    return JSONResponse(body, status)
+
+
+_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>
+body{{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}}
+code,pre{{background:#f2f2f2;border-radius:4px;padding:.1em .3em}}pre{{padding:1em;overflow:auto}}
+h2{{margin-top:2rem;font-size:1.1rem}}b{{display:inline-block;min-width:4rem}}</style>
+<h1>{title} {version}</h1><p>The machine-readable description is
+<a href="openapi.json">openapi.json</a>. What changes something needs the header
+<code>Authorization: Bearer TOKEN</code>.</p>{paths}
+<h2>Schemas</h2><pre>{schemas}</pre></html>"""
+
+
+def _docs(api: FastAPI) -> str:
+    """A page without scripts and without anything from elsewhere."""
+    described = api.openapi()
+    parts = []
+    for path, methods in described["paths"].items():
+        for method, about in methods.items():
+            parts.append(
+                f"<h2><b>{method.upper()}</b> <code>{html.escape(path)}</code></h2>"
+                f"<p>{html.escape(about.get('summary', ''))}. "
+                f"{html.escape(about.get('description', ''))}</p>"
+            )
+    schemas = json.dumps(described["components"]["schemas"], indent=2)
+    return _PAGE.format(
+        title=html.escape(api.title),
+        version=html.escape(api.version),
+        paths="".join(parts),
+        schemas=html.escape(schemas),
+    )

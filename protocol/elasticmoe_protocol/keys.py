@@ -1,0 +1,157 @@
+"""Keys and token of a group, made on first use: one folder (mode 0700), files with mode 0600.
+
+`coordinator.json` (its CURVE pair, and the public keys of clients) stays with the coordinator,
+`sidecar.json` (the sidecars' pair and the coordinator's public key) goes to each sidecar, `token`
+to whoever may change something over HTTP. A client key that is stolen can impersonate a rank.
+
+Rotation overlaps: after `rotate` the old client key and token are taken as well, until `finish`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hmac
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import zmq
+
+COORDINATOR_FILE = "coordinator.json"
+SIDECAR_FILE = "sidecar.json"
+TOKEN_FILE = "token"
+
+K = TypeVar("K")
+
+
+class KeysError(OSError):
+    """Keys that can't be used; one line that says what to do."""
+
+
+class Pair(msgspec.Struct, frozen=True, kw_only=True):
+    """A CURVE key pair, both Z85 (ZeroMQ RFC 32)."""
+
+    public: str
+    secret: str
+
+
+class CoordinatorKeys(msgspec.Struct, frozen=True, kw_only=True):
+    """The coordinator's pair, the client keys that it takes, and older tokens still valid."""
+
+    pair: Pair
+    clients: tuple[str, ...]
+    tokens: tuple[str, ...] = ()
+
+
+class SidecarKeys(msgspec.Struct, frozen=True, kw_only=True):
+    """The sidecars' pair and the coordinator's public key."""
+
+    pair: Pair
+    server: str
+
+
+def ensure_keys(folder: Path) -> None:
+    """Make what is missing; safe when two processes do it at once. Raises OSError."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _locked(folder):
+        if not (folder / COORDINATOR_FILE).exists():
+            client, server = _pair(), _pair()
+            _write(folder, SIDECAR_FILE, SidecarKeys(pair=client, server=server.public))
+            _write(folder, COORDINATOR_FILE, CoordinatorKeys(pair=server, clients=(client.public,)))
+        if not (folder / TOKEN_FILE).exists():
+            _write_text(folder, TOKEN_FILE, secrets.token_urlsafe(32) + "\n")
+
+
+def rotate(folder: Path) -> None:
+    """New client keys and token; the old ones are taken too until `finish`. Raises OSError."""
+    with _locked(folder):
+        old, token, client = load_coordinator(folder), load_token(folder), _pair()
+        new = msgspec.structs.replace(
+            old, clients=(client.public, *old.clients), tokens=(token, *old.tokens)
+        )
+        _write(folder, COORDINATOR_FILE, new)
+        _write(folder, SIDECAR_FILE, SidecarKeys(pair=client, server=old.pair.public))
+        _write_text(folder, TOKEN_FILE, secrets.token_urlsafe(32) + "\n")
+
+
+def finish(folder: Path) -> None:
+    """End a rotation: only the newest client key and token are taken. Raises OSError."""
+    with _locked(folder):
+        keys, client = load_coordinator(folder), load_sidecar(folder)
+        newest = msgspec.structs.replace(keys, clients=(client.pair.public,), tokens=())
+        _write(folder, COORDINATOR_FILE, newest)
+
+
+def load_coordinator(folder: Path) -> CoordinatorKeys:
+    """The coordinator's keys. Raises KeysError."""
+    return _read(folder, COORDINATOR_FILE, CoordinatorKeys)
+
+
+def load_sidecar(folder: Path) -> SidecarKeys:
+    """The sidecars' keys. Raises KeysError."""
+    return _read(folder, SIDECAR_FILE, SidecarKeys)
+
+
+def load_token(folder: Path) -> str:
+    """The bearer token. Raises KeysError."""
+    token = _content(folder, TOKEN_FILE).decode("ascii", "replace").strip()
+    if not token:
+        raise KeysError(f"{folder / TOKEN_FILE} is empty: delete it and start again")
+    return token
+
+
+def token_is_valid(folder: Path, given: str) -> bool:
+    """Whether it is the token, or an older one during a rotation. Raises KeysError."""
+    known = (load_token(folder), *load_coordinator(folder).tokens)
+    return any(hmac.compare_digest(given.encode(), one.encode()) for one in known)
+
+
+def _pair() -> Pair:
+    public, secret = zmq.curve_keypair()
+    return Pair(public=public.decode(), secret=secret.decode())
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    with open(os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600), "wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _write(folder: Path, name: str, content: CoordinatorKeys | SidecarKeys) -> None:
+    _write_text(folder, name, msgspec.json.encode(content).decode() + "\n")
+
+
+def _write_text(folder: Path, name: str, text: str) -> None:
+    fresh = folder / f".{name}.new"
+    with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(fresh, folder / name)
+
+
+def _content(folder: Path, name: str) -> bytes:
+    path = folder / name
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise KeysError(
+            f"there is no {path}: copy it from where the coordinator made its keys"
+        ) from None
+    except OSError as error:
+        raise KeysError(f"{path} can't be read ({error.strerror}): check its owner") from None
+
+
+def _read(folder: Path, name: str, kind: type[K]) -> K:
+    try:
+        return msgspec.json.decode(_content(folder, name), type=kind)
+    except msgspec.MsgspecError as error:
+        raise KeysError(
+            f"{folder / name} is not a key file ({error}): delete the folder's files and make "
+            "new ones, for all of the group"
+        ) from None
