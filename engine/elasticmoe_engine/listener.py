@@ -25,11 +25,12 @@ class Listener:
     def open(self) -> socket.socket:
         """The listening socket, made again where it was closed. Raises ListenError.
 
-        It listens again in any case: an engine may have made the backlog smaller.
+        It listens again in any case: the last engine may have made the backlog smaller.
         """
         if self._sock is None:
             self._sock = self._listen()
-        self._sock.listen(BACKLOG)
+        else:
+            self._sock.listen(BACKLOG)
         return self._sock
 
     def close(self) -> None:

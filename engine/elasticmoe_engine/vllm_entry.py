@@ -8,7 +8,7 @@ import socket
 import sys
 from typing import Any
 
-BACKLOG = 4096
+from elasticmoe_engine.listener import BACKLOG
 
 
 def main(sock: socket.socket, argv: list[str], spec: dict[str, Any]) -> None:

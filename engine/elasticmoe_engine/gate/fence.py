@@ -8,6 +8,7 @@ import socket
 from typing import Any, Literal, get_args
 
 from elasticmoe_engine.gate.engine import Engine
+from elasticmoe_engine.listener import BACKLOG
 
 Mode = Literal["open", "lame_duck", "closed", "paused"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -41,7 +42,10 @@ class Fence:
         """Close this process's copies of the listeners: who connects now waits in the kernel."""
         server = self._engine.server
         for one in getattr(server, "servers", ()):
-            self._kept += [socket.socket(fileno=os.dup(sock.fileno())) for sock in one.sockets]
+            for sock in one.sockets:
+                kept = socket.socket(fileno=os.dup(sock.fileno()))
+                kept.listen(BACKLOG)  # uvicorn may have asked for less
+                self._kept.append(kept)
             one.close()
         if server is not None:
             server.servers = []
@@ -63,9 +67,7 @@ class Fence:
                 )
 
             config = server.config
-            opened = await loop.create_server(
-                protocol, sock=sock, ssl=config.ssl, backlog=config.backlog
-            )
+            opened = await loop.create_server(protocol, sock=sock, ssl=config.ssl, backlog=BACKLOG)
             server.servers.append(opened)
             self._kept.pop(0)
 

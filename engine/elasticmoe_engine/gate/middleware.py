@@ -6,6 +6,7 @@ import asyncio
 import hmac
 import logging
 import time
+from collections.abc import Awaitable
 from typing import Any
 
 from elasticmoe_engine.gate.asgi import (
@@ -43,6 +44,10 @@ _TIMEOUT = (
 )
 _LEAVING = "this rank is leaving the group: send the request again, to the service's address"
 _ADMIN = "this path is for the engine's own sidecar: it resizes and stops what others use"
+
+
+async def _unsaid() -> None:
+    """In place of sending a message."""
 
 
 class Gate:
@@ -85,46 +90,60 @@ class Gate:
         kind = self._kind(scope)
         if kind != "user":
             await self._other(kind, scope, receive, send)
-            return
-        if self._leaving():
+        elif self._leaving():
             await self._late(send)
-        elif self.engine.scaling():
+        elif self.engine.scaling() or not await self._served(scope, receive, send):
             await self._held(scope, receive, send)
-        else:
-            await self._serve(scope, receive, self._counted(send))
 
     async def _held(self, scope: Scope, receive: Receive, send: Send) -> None:
         replay = Replay(receive)
         try:
-            outcome = await self.hold.wait(replay)
-            # From here to the engine's own check nothing is awaited: it can't refuse any more.
-            if outcome == "open" and not self._leaving():
-                await self._serve(scope, replay, self._counted(send))
-            elif outcome == "open":
-                await self._late(send)
-            else:
-                await self._not_served(outcome, send)
+            while True:
+                outcome = await self.hold.wait(replay)
+                if outcome != "open":
+                    await self._not_served(outcome, send)
+                elif self._leaving():
+                    await self._late(send)
+                elif not await self._served(scope, replay, send):
+                    continue
+                return
         finally:
             replay.give_up()
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.in_flight += 1
-        try:
-            await self._app(scope, receive, send)
-        finally:
-            self.in_flight -= 1
-            self.completed += 1
-            self.busy_until = time.monotonic()
+    async def _served(self, scope: Scope, receive: Receive, send: Send) -> bool:
+        """Have the engine serve a request; False when it refused it for a commit that just began.
 
-    def _counted(self, send: Send) -> Send:
-        def counted(message: Message) -> Any:
+        The gate looked before, but what stands between it and the engine's own check may wait.
+        Nothing was read of such a request, so it can be given again.
+        """
+        untouched, refused = True, False
+
+        def read() -> Awaitable[Message]:
+            nonlocal untouched
+            untouched = False
+            return receive()
+
+        def counted(message: Message) -> Awaitable[None]:
+            nonlocal refused
             if message["type"] == "http.response.body":
                 self.progress += 1
-            elif self.fence.mode != "open" and message["type"] == "http.response.start":
-                message = with_close(message)
-            return send(message)
+            elif message["type"] == "http.response.start":
+                refused = untouched and message["status"] == 503 and self._closed()
+                if self.fence.mode != "open":
+                    message = with_close(message)
+            return _unsaid() if refused else send(message)
 
-        return counted
+        self.in_flight += 1
+        try:
+            await self._app(scope, read, counted)
+        finally:
+            self._ended()
+            self.completed += not refused
+        return not refused
+
+    def _ended(self) -> None:
+        self.in_flight -= 1
+        self.busy_until = time.monotonic()
 
     async def _other(self, kind: Kind, scope: Scope, receive: Receive, send: Send) -> None:
         """What is neither counted nor held: the sidecar's, the kubelet's, Prometheus'."""
@@ -155,7 +174,12 @@ class Gate:
             self.progress += 1
             return send(message)
 
-        await self._serve(scope, receive, counted)
+        self.in_flight += 1
+        try:
+            await self._app(scope, receive, counted)
+        finally:
+            self._ended()
+            self.completed += 1
 
     async def _late(self, send: Send) -> None:
         self.late_refused += 1
