@@ -8,11 +8,11 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import struct
 import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +22,7 @@ import uvicorn
 from elasticmoe_engine.gate import Gate
 from elasticmoe_engine.gate.settings import Settings
 from elasticmoe_engine.local_http import call_unix
-from fastapi import FastAPI, Request, WebSocket
+from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -58,15 +58,25 @@ class ScalingMiddleware:
 class GatedServer:
     """Use as a context manager. `calls` counts what reached the engine, by path."""
 
-    def __init__(self, run_dir: Path, loop: str = "asyncio", **settings: Any) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        gated: bool = True,
+        listener: socket.socket | None = None,
+        **settings: Any,
+    ) -> None:
         gate_engine.scaling = gate_engine.retired = False
         self.run_dir = run_dir
         self.calls: Counter[str] = Counter()
         self.bodies: list[bytes] = []
         self.go = threading.Event()
         """Lets slow answers and resizes end."""
+        self.dawdle = threading.Event()
+        """While cleared, what stands between the gate and the engine's check lets nothing pass."""
+        self.dawdle.set()
         self.scale_answer: tuple[int, Any] = (200, {"message": "Scaled"})
-        self.listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self.listener = listener or socket.create_server(("127.0.0.1", 0), backlog=128)
         self.port = int(self.listener.getsockname()[1])
         self.url = f"http://127.0.0.1:{self.port}"
         self.settings = Settings(
@@ -78,20 +88,22 @@ class GatedServer:
         )
         self.gate: Gate | None = None
         self.loop: asyncio.AbstractEventLoop | None = None
+        self._gated = gated
         app = self._build()
-        config = uvicorn.Config(app, loop=loop, log_level="error", timeout_keep_alive=5)
+        config = uvicorn.Config(app, log_level="error", timeout_keep_alive=5)
         self.server = uvicorn.Server(config)
         app.state.server = self.server
         self._thread = threading.Thread(target=self._run)
 
     def __enter__(self) -> GatedServer:
         self._thread.start()
-        until(lambda: self.server.started and (self.run_dir / "gate.sock").exists())
+        until(lambda: self.server.started)
         return self
 
     def __exit__(self, *_: object) -> None:
         gate_engine.scaling = gate_engine.retired = False
         self.go.set()
+        self.dawdle.set()
         self.server.should_exit = True
         self._thread.join(LIMIT_S)
         self.listener.close()
@@ -127,13 +139,31 @@ class GatedServer:
     async def until_async(self, **values: Any) -> Any:
         return await asyncio.to_thread(self.until, **values)
 
+    @property
+    def waiting(self) -> int:
+        """Connections in the kernel that nobody accepted yet."""
+        return self._tcp_info()[0]
+
+    @property
+    def backlog(self) -> int:
+        """How many may wait there."""
+        return self._tcp_info()[1]
+
+    def _tcp_info(self) -> tuple[int, int]:
+        info = self.listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 36)
+        # Of a listening socket: tcpi_unacked and tcpi_sacked, see tcp_get_info in Linux.
+        waiting, backlog = struct.unpack_from("<8x4I2I", info)[-2:]
+        return int(waiting), int(backlog)
+
     # --- the engine behind the gate -------------------------------------------------------------
 
     def _build(self) -> FastAPI:
         app = FastAPI()
         # Added last, the gate is outermost, as by vLLM's --middleware.
         app.add_middleware(ScalingMiddleware)
-        app.add_middleware(self._gate_factory())
+        app.add_middleware(self._dawdling())
+        if self._gated:
+            app.add_middleware(self._gate_factory())
         parallel = SimpleNamespace(data_parallel_size=3, data_parallel_rank=1)
         core = SimpleNamespace(_eep_commit_pause_mode=lambda: "keep")
         config = SimpleNamespace(parallel_config=parallel)
@@ -145,7 +175,6 @@ class GatedServer:
         app.add_api_route("/is_scaling_elastic_ep", self._phase, methods=["POST"])
         for path in ("/health", "/metrics", "/v1/models", "/pause"):
             app.add_api_route(path, self._plain, methods=["GET", "POST"])
-        app.add_api_websocket_route("/v1/ws", self._websocket)
         return app
 
     def _gate_factory(self) -> Any:
@@ -159,6 +188,19 @@ class GatedServer:
 
         return OneGate
 
+    def _dawdling(self) -> Any:
+        owner = self
+
+        class Dawdling:
+            def __init__(self, app: ASGIApp) -> None:
+                self.app = app
+
+            async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+                await owner._wait(owner.dawdle)
+                await self.app(scope, receive, send)
+
+        return Dawdling
+
     async def _echo(self, request: Request) -> Any:
         self.calls["/v1/echo"] += 1
         body = await request.body()
@@ -167,7 +209,7 @@ class GatedServer:
 
     async def _slow(self, request: Request) -> Any:
         self.calls["/v1/slow"] += 1
-        await self._wait()
+        await self._wait(self.go)
         return {"done": True}
 
     async def _stream(self, request: Request) -> Any:
@@ -175,7 +217,7 @@ class GatedServer:
 
         async def chunks() -> AsyncIterator[str]:
             yield "data: 0\n\n"
-            await self._wait()
+            await self._wait(self.go)
             for number in range(1, 5):
                 yield f"data: {number}\n\n"
 
@@ -184,7 +226,7 @@ class GatedServer:
     async def _scale(self, request: Request) -> Any:
         self.calls["/scale_elastic_ep"] += 1
         self.bodies.append(await request.body())
-        await self._wait()
+        await self._wait(self.go)
         status, body = self.scale_answer
         return JSONResponse(body, status_code=status)
 
@@ -196,15 +238,8 @@ class GatedServer:
         self.calls[request.url.path] += 1
         return {"path": request.url.path}
 
-    async def _websocket(self, websocket: WebSocket) -> None:
-        self.calls["/v1/ws"] += 1
-        await websocket.accept()
-        with suppress(Exception):
-            while True:
-                await websocket.send_text(await websocket.receive_text())
-
-    async def _wait(self) -> None:
-        while not self.go.is_set():  # noqa: ASYNC110  set by the test's thread
+    async def _wait(self, event: threading.Event) -> None:
+        while not event.is_set():  # noqa: ASYNC110  set by the test's thread
             await asyncio.sleep(0.005)
 
 
