@@ -174,6 +174,7 @@ def _instance(view: View, one: Instance, desired: bool) -> InstanceStatus:
         running=load.running,
         kv_cache=load.kv_cache,
         serving_port=one.facts.serving_port,
+        probe_port=one.facts.probe_port,
         engine_version=one.facts.engine_version,
         model=one.facts.model,
         reason=_reason(view, one, member is not None),

@@ -79,6 +79,7 @@ class InstanceStatus:
     running: float
     kv_cache: float
     serving_port: int
+    probe_port: int
     engine_version: str
     model: str
     reason: str

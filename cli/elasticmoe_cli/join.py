@@ -1,0 +1,148 @@
+"""One instance on this host: a launcher and a sidecar, watched.
+
+The sidecar is started again when it dies (the engine runs on). When the launcher ends, the instance
+ends, and its engine with it. SIGTERM goes to the sidecar, which leaves the group if that follows
+who is there; then the launcher is stopped.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from elasticmoe_cli.errors import CommandFailed
+from elasticmoe_cli.inject import inject
+
+SIDECAR_AGAIN_S = 1.0
+STOP_S = 40.0
+"""Longest wait for a launcher: it kills its engine at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Instance:
+    """What to run. python: of the environment that has the engine. command: `vllm serve …`.
+
+    launcher_options: `--engine` and `--preload` of the launcher. environ: on top of this process's.
+    """
+
+    name: str
+    deployment: str
+    coordinator: str
+    keys_dir: Path
+    run_dir: Path
+    command: Sequence[str]
+    python: str = sys.executable
+    address: str = "127.0.0.1"
+    rpc_port: int = 0
+    probe_port: int = 0
+    policy: str = "declared"
+    ordinal: int | None = None
+    launcher_options: Sequence[str] = ()
+    environ: Mapping[str, str] = field(default_factory=dict)
+
+    def launcher_words(self) -> list[str]:
+        """Command line of the launcher."""
+        return [
+            self.python,
+            *("-m", "elasticmoe_engine.launcher"),
+            *("--run-dir", str(self.run_dir)),
+            *("--probe-port", str(self.probe_port)),
+            *("--probe-host", self.address),
+            *("--host-ip", self.address),
+            *self.launcher_options,
+            "--",
+            *self.command,
+        ]
+
+    def sidecar_words(self) -> list[str]:
+        """Command line of the sidecar."""
+        words = [
+            *(sys.executable, "-m", "elasticmoe_cli", "sidecar"),
+            *("--deployment", self.deployment),
+            *("--instance", self.name),
+            *("--coordinator", self.coordinator),
+            *("--keys", str(self.keys_dir)),
+            *("--run-dir", str(self.run_dir)),
+            *("--address", self.address),
+            *("--rpc-port", str(self.rpc_port)),
+            *("--policy", self.policy),
+        ]
+        return words if self.ordinal is None else [*words, "--ordinal", str(self.ordinal)]
+
+
+def run(instance: Instance) -> int:
+    """Run an instance until it is told to stop or its launcher ends; returns the exit status."""
+    run_dir = instance.run_dir
+    try:
+        run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        injected = inject(run_dir / "injected")
+    except OSError as error:
+        raise CommandFailed(f"--run-dir {run_dir} can't be used ({error.strerror})", 2) from None
+    # What belongs to an earlier life of this name is not continued: its engine is gone.
+    for name in ("journal.msgpack", "incarnation"):
+        (run_dir / name).unlink(missing_ok=True)
+    return _Supervisor(instance, injected).run()
+
+
+class _Supervisor:
+    def __init__(self, instance: Instance, injected: Path) -> None:
+        self._instance = instance
+        python_path = os.pathsep.join(filter(None, [str(injected), os.environ.get("PYTHONPATH")]))
+        environ = {**os.environ, **instance.environ, "PYTHONPATH": python_path}
+        words = instance.launcher_words()
+        try:
+            self._launcher = subprocess.Popen(words, env=environ, start_new_session=True)
+        except OSError as error:
+            raise CommandFailed(
+                f"{instance.python} can't be started ({error.strerror}): name the Python that has "
+                "vLLM with --python",
+                2,
+            ) from None
+        self._sidecar = self._start_sidecar()
+        self._stops = 0
+
+    def run(self) -> int:
+        """Watch both."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        try:
+            while True:
+                launcher, sidecar = self._launcher.poll(), self._sidecar.poll()
+                if launcher is not None:
+                    return launcher if launcher >= 0 else 1
+                if self._stops and sidecar is not None:
+                    return 0
+                if sidecar == 2:
+                    return 2  # it said what to change
+                if sidecar is not None:
+                    time.sleep(SIDECAR_AGAIN_S)
+                    if not self._stops:
+                        self._sidecar = self._start_sidecar()
+                time.sleep(0.05)
+        finally:
+            self._end(self._launcher)
+            self._end(self._sidecar)
+
+    def _start_sidecar(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(self._instance.sidecar_words(), start_new_session=True)
+
+    def _stop(self, *_: object) -> None:
+        """The first signal asks the sidecar to leave, the second one doesn't wait for it."""
+        self._stops += 1
+        if self._sidecar.poll() is None:
+            self._sidecar.send_signal(signal.SIGTERM)
+
+    def _end(self, process: subprocess.Popen[bytes]) -> None:
+        if process.poll() is None:
+            process.terminate()
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
