@@ -43,6 +43,9 @@ class Listener:
         sock = socket.socket(socket.AF_INET6 if ":" in self.host else socket.AF_INET)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            # Inherited by each connection: asyncio sets it only where it made the socket itself,
+            # and an answer sent in two parts would wait 40 ms for the client's acknowledgement.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.bind((self.host, self.port))
             sock.listen(BACKLOG)
         except OSError as error:

@@ -120,18 +120,18 @@ class Serving:
 
     port: int
     close: Callable[[], None]
-    """Stop answering; takes up to half a second."""
+    """Begin to stop answering: within half a second nobody does."""
 
 
 def _run(server: _Server, handle: Handle, name: str, port: int = 0) -> Serving:
     server.handle = handle
     threading.Thread(target=server.serve_forever, name=name, daemon=True).start()
 
-    def close() -> None:
+    def stop() -> None:
         server.shutdown()
         server.server_close()
 
-    return Serving(port, close)
+    return Serving(port, threading.Thread(target=stop, name=f"stop {name}", daemon=True).start)
 
 
 def serve_unix(path: Path, handle: Handle) -> Serving:

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, BinaryIO
 
 import httpx
 import uvicorn
@@ -77,6 +77,7 @@ class GatedServer:
         self.dawdle.set()
         self.scale_answer: tuple[int, Any] = (200, {"message": "Scaled"})
         self.listener = listener or socket.create_server(("127.0.0.1", 0), backlog=128)
+        self.listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.port = int(self.listener.getsockname()[1])
         self.url = f"http://127.0.0.1:{self.port}"
         self.settings = Settings(
@@ -244,8 +245,13 @@ class GatedServer:
 
 
 def head_of(sock: socket.socket) -> tuple[int, dict[str, str], bytes]:
-    """Status, headers and body of one response on a raw connection."""
-    file = sock.makefile("rb")
+    """Status, headers and body of the one response on a raw connection."""
+    with sock.makefile("rb") as file:
+        return response(file)
+
+
+def response(file: BinaryIO) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and body of the next response."""
     status = int(file.readline().split()[1])
     headers: dict[str, str] = {}
     while (line := file.readline().strip()) != b"":

@@ -36,7 +36,7 @@ class Control:
         self._serving = local_http.serve_unix(self._path, self._handle)
 
     def close(self) -> None:
-        """Stop answering; takes up to half a second."""
+        """Begin to stop answering."""
         self._path.unlink(missing_ok=True)
         self._serving.close()
 

@@ -239,7 +239,7 @@ class Gate:
             if ticker is not None:
                 ticker.cancel()
             if self._control is not None:
-                await asyncio.to_thread(self._control.close)
+                self._control.close()
 
     def _open_control(self, loop: asyncio.AbstractEventLoop) -> None:
         if self.settings.run_dir is None:
