@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -78,7 +79,8 @@ DEFAULT_KEYS = Path.home() / ".config" / "elasticmoe" / "keys"
 
 @contextlib.contextmanager
 def _plainly() -> Iterator[None]:
-    """One line and an exit status for what a user can mend."""
+    """One line and an exit status for what a user can mend; SIGTERM ends like Ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except CommandFailed as failure:
@@ -419,7 +421,7 @@ def local_up(
         if not 2 <= size <= max_size:
             raise CommandFailed(f"size {size} is not between 2 and {max_size}: choose one", 2)
         group = _local(folder)
-        found = profiles.own(command, python) if command else profiles.find(engine.value, max_size)
+        found = profiles.own(command, python) if command else profiles.find(engine.value)
         group.create(found, Options(policy=policy.value, max_size=max_size))
         try:
             with _watching(as_json) as tick:
@@ -498,7 +500,7 @@ def demo(
     from elasticmoe_cli import profiles
 
     with _plainly():
-        profile = profiles.find(engine.value, max(show.SIZES))
+        profile = profiles.find(engine.value)
         report = show.run(profile, show.Plan(kill=kill, clients=clients), Console())
         if out is not None:
             show.write(report, out)

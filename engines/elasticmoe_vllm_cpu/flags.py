@@ -38,17 +38,23 @@ def environment(base: Mapping[str, str], *, joiner: bool = False) -> dict[str, s
     return values
 
 
-def model_flags(max_size: int, kv_cache_mib: int = 128) -> list[str]:
-    """Flags that all ranks of a group share, whatever its size is."""
+def model_flags(kv_cache_mib: int = 128) -> list[str]:
+    """Flags as a user gives them."""
     return [
         *("--served-model-name", SERVED_MODEL_NAME),
-        *("--elastic-ep-max-dp-size", str(max_size)),
         *("--kv-cache-memory-bytes", str(kv_cache_mib << 20)),
         *("--max-model-len", "512"),
         *("--max-num-seqs", "16"),
         *("--dtype", "float32"),  # sums of bfloat16 differ with the layout, and then tokens do
         *("--distributed-executor-backend", "uni"),
         "--enforce-eager",
+    ]
+
+
+def elastic_flags(max_size: int) -> list[str]:
+    """Flags that make a rank elastic, whatever the group's size is (the launcher adds them)."""
+    return [
+        *("--elastic-ep-max-dp-size", str(max_size)),
         "--enable-expert-parallel",
         "--enable-eplb",
         "--enable-elastic-ep",

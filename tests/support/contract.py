@@ -70,7 +70,8 @@ class EngineUnderTest:
         self, rank: int, size: int, *, joiner: bool = False, port: int = 0, **environ: str
     ) -> None:
         self._ports[rank] = port or free_port()
-        words = flags.model_flags(MAX_SIZE) + flags.rank_flags(rank, size, rpc_port=self._rpc_port)
+        words = flags.model_flags() + flags.elastic_flags(MAX_SIZE)
+        words += flags.rank_flags(rank, size, rpc_port=self._rpc_port)
         base = {**os.environ, **self._environ, **environ}
         with self.log(rank).open("ab") as log:
             self._processes[rank] = subprocess.Popen(

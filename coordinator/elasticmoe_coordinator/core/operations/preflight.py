@@ -22,7 +22,7 @@ def failure(view: View, newcomers: Sequence[str]) -> str:
             return f"{name}: {outcome.reason}"
     if view.waited() > view.config.preflight_limit:
         late = [name for name in newcomers if not _ok(view, name)]
-        what = f"{', '.join(late)} did not pass the check" if late else _stray_line(view)
+        what = "; ".join(_lateness(view, name) for name in late) or _stray_line(view)
         return f"{what} in {view.config.preflight_limit:g} s"
     return ""
 
@@ -33,8 +33,9 @@ def passed(view: View, newcomers: Sequence[str]) -> bool:
 
 
 def order(view: View, name: str, order: Order, newcomers: Sequence[str]) -> Order:
-    """Have a newcomer checked."""
-    if name not in newcomers:
+    """Have a newcomer checked, once there is nothing to say against it (it is warm)."""
+    newcomer = view.fresh(name)
+    if name not in newcomers or newcomer is None or view.objection(newcomer):
         return order
     record = view.book.record
     master = view.roster.get(record.members[0].instance)
@@ -65,6 +66,12 @@ def _ok(view: View, name: str) -> bool:
     found = view.fresh(name)
     outcome = found.report.preflight if found and found.report else None
     return outcome is not None and outcome.check == _check(view, name) and outcome.ok
+
+
+def _lateness(view: View, name: str) -> str:
+    known = view.roster.get(name)
+    why = view.objection(known) if known else ""
+    return f"{name} did not pass the check ({why or 'no answer'})"
 
 
 def _stray_line(view: View) -> str:
