@@ -30,4 +30,8 @@ def run(
         warm.spawn_from_forkserver(False)
     module, _, name = entry.partition(":")
     function: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    sys.exit(function(sock, argv, spec))
+    status = function(sock, argv, spec)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # At once: multiprocessing would wait for threads and children, and those are the launcher's.
+    os._exit(status or 0)
