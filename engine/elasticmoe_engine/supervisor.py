@@ -244,7 +244,11 @@ class Supervisor:
             return
         self._suspects += ended
         if self._suspects and not self._retired():
-            self._left(described(self._watch.name(self._suspects[0]), None))
+            # The others end with a killed API server, and may be seen to before it.
+            code = first.code()
+            killed = code is not None and code < 0
+            name = API_SERVER if killed else self._watch.name(self._suspects[0])
+            self._left(described(name, code if killed else None))
             return
         self._watch.add(first.beside())
 

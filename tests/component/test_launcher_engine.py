@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 from support.contract import is_gone
 from support.gate import head_of, request, until
@@ -44,10 +43,10 @@ def test_it_starts_stops_and_starts_again_from_the_same_warm_process(group: Laun
     boots = {launcher.until_warm()["boot"] for launcher in group.launchers}
     first = group.start(2)
     pids = {launcher.state()["engine"]["pid"] for launcher in group.launchers}
-    assert httpx.get(group[1].url + "/v1/models").status_code == 200
+    assert group[1].status("/v1/models") == 200
     group.stop(grace=5)
     second = group.start(2)
-    assert httpx.get(group[0].url + "/v1/models").status_code == 200
+    assert group[0].status("/v1/models") == 200
     assert not pids & {launcher.state()["engine"]["pid"] for launcher in group.launchers}
     assert boots == {launcher.state()["boot"] for launcher in group.launchers}
     assert "anew" not in group[0].log.read_text()

@@ -157,6 +157,10 @@ class Launcher:
 
         return until(ended, self.limit_s)
 
+    def status(self, path: str) -> int:
+        """What a user's GET is answered with."""
+        return httpx.get(self.url + path, timeout=self.limit_s).status_code
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
