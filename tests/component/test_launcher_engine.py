@@ -122,10 +122,10 @@ def test_a_stop_with_less_grace_shortens_it(group: LauncherGroup) -> None:
     joiner = group[1]
     joiner.until_warm()
     order = group.spec(1, 2, joiner=True)
-    joiner.start(order)  # it waits for a group that is not there, and takes no SIGTERM
-    until(lambda: joiner.state()["engine"]["pid"])
-    pid = joiner.state()["engine"]["pid"]
-    os.kill(pid, signal.SIGSTOP)
+    joiner.start(order)
+    pid = until(lambda: joiner.state()["engine"]["pid"])
+    os.kill(pid, signal.SIGSTOP)  # so it takes no SIGTERM
+    until(lambda: "T (stopped)" in Path(f"/proc/{pid}/status").read_text())
     joiner.stop(order["launch"], grace=60)
     assert joiner.state()["engine"]["phase"] == "stopping"
     joiner.stop(order["launch"], grace=600)
