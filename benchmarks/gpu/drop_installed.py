@@ -1,4 +1,7 @@
-"""Remove from a `pip --target` folder what another host already has: `drop_installed.py FOLDER PIP_LIST`."""
+"""Remove from a `pip --target` folder what another host already has.
+
+Usage: `drop_installed.py FOLDER PIP_LIST`
+"""
 
 import re
 import shutil

@@ -1,4 +1,7 @@
-"""Write an 828M-parameter random Qwen3-MoE (64 experts, top-4, 8 layers, bf16) with a small tokenizer: `model.py FOLDER`."""
+"""Write a random 828M Qwen3-MoE (64 experts, top-4, 8 layers, bf16) with a small tokenizer.
+
+Usage: `model.py FOLDER`
+"""
 
 import sys
 from pathlib import Path
