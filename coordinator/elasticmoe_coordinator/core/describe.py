@@ -124,7 +124,9 @@ def _why_not_desired(view: View) -> tuple[str, str]:
 
 
 def _present(view: View) -> int:
-    return len(view.candidates()) if view.book.size else len(view.starters())
+    running = view.book.operation
+    down = not view.book.size or (running is not None and running.kind == "recover")
+    return len(view.starters() if down else view.candidates())
 
 
 def _too_few(view: View) -> str:

@@ -56,7 +56,8 @@ class Recover:
         if view.now < _not_before(view, tries):
             return
         layout = starting.gather(view)
-        if layout and not view.strays(layout):
+        # Who can't be reached was given up when the others were killed.
+        if layout and all(view.unreachable(name) for name in view.strays(layout)):
             book.update(restarts=(*tries, view.now))
             starting.begin(view, layout)
 
