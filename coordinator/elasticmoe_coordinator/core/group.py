@@ -129,6 +129,8 @@ class Group:
             elif running.to_size != request.size:
                 raise self._conflict(running)
             return describe.operation(book.running, now), False
+        if self._loss:
+            raise Rejected("not_ready", f"a rank is lost ({self._loss}): ask for a restart first")
         book.update(desired=request.size)
         return self._begin(request, now)
 
@@ -143,6 +145,7 @@ class Group:
             return known, False
         if book.operation is not None:
             raise self._conflict(book.operation)
+        desired = book.record.desired
         if request.size and config.policy == "declared":
             book.update(desired=request.size)
         view = self._view(now)
@@ -171,6 +174,7 @@ class Group:
         running = book.operation
         if running is None:
             line = f"there is nothing to restart: {self.status(now).message or 'no group'}"
+            book.update(desired=desired)
             raise Rejected("not_ready", line)
         return describe.operation(running, now), True
 
@@ -240,7 +244,8 @@ class Group:
             self._loss = ""
             return
         gone = [loss.gone(view, member) for member in book.record.members]
-        found = "; ".join(reason for reason in gone if reason) or stalled or self._loss
+        # What was found first is the cause; what is seen later may be its remains.
+        found = self._loss or "; ".join(reason for reason in gone if reason) or stalled
         if not found:
             return
         if found != self._loss:
@@ -305,8 +310,6 @@ class Group:
         asked = reconcile.Asked(
             request.operation_id, self.config.drain_timeout if limit is None else limit
         )
-        if self._loss:
-            raise Rejected("not_ready", f"a rank is lost ({self._loss}): ask for a restart first")
         reconcile.begin_next(self._view(now), asked)
         running = self._book.operation
         if running is None:
