@@ -102,6 +102,11 @@ def until_ended(world: World, operation: str, seconds: float = 120.0) -> Operati
     return next(one for one in world.status.history if one.id == operation)
 
 
+def last(world: World) -> OperationStatus:
+    """The operation that ended last."""
+    return world.status.history[-1]
+
+
 def restart(world: World, size: int = 0, operation: str = "restart") -> OperationStatus:
     """Ask for a restart of all engines."""
     assert world.group is not None
