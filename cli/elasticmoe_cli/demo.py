@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +14,6 @@ from typing import Any
 
 import httpx
 from rich.console import Console
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
@@ -91,12 +91,18 @@ class Plan:
 
 def run(profile: Profile, plan: Plan, console: Console, folder: Path | None = None) -> Report:
     """Run the demo with a group of its own; ends it in any case. Raises CommandFailed."""
-    with tempfile.TemporaryDirectory(prefix="elasticmoe-") as made:
-        group = LocalGroup(folder or Path(made))
-        try:
-            return asyncio.run(_Demo(group, profile, plan, console).run())
-        finally:
-            group.down()
+    made = None if folder else Path(tempfile.mkdtemp(prefix="elasticmoe-"))
+    group = LocalGroup(folder or made or Path())
+    failed = False
+    try:
+        return asyncio.run(_Demo(group, profile, plan, console).run())
+    except CommandFailed as failure:
+        failed = True
+        raise CommandFailed(f"{failure} (logs are in {group.folder})", failure.status) from None
+    finally:
+        group.down(keep_logs=failed)
+        if made and not failed:
+            shutil.rmtree(made, ignore_errors=True)
 
 
 class _Demo:
@@ -105,17 +111,23 @@ class _Demo:
         self._console = console
         self._report = Report(profile.name)
         self._load: Load | None = None
-        self._live: Live | None = None
+        self._view: live.Show = lambda _: None
+        self._over = False
         self._reference: list[float] = []
 
     async def run(self) -> Report:
+        try:
+            return await self._run()
+        finally:
+            self._over = True
+
+    async def _run(self) -> Report:
         plan = self._plan
         first = plan.sizes[0]
         options = Options(max_size=max(plan.sizes), stall_s=plan.stall_s)
         self._console.print(f"Starting {first} ranks ({self._profile.name}) …")
         await asyncio.to_thread(self._group.create, self._profile, options)
-        with Live(console=self._console, refresh_per_second=4) as self._live:
-            # The joiner stands by already, as a pod that was started before it is needed.
+        with live.view(self._console, transient=True) as self._view:
             await asyncio.to_thread(self._group.scale, first, self._show)
             coordinator = self._group.coordinator()
             await self._compare()
@@ -154,9 +166,8 @@ class _Demo:
             seconds.get("commit", 0.0),
         )
         self._report.steps.append(step)
-        line = f"{before} → {after} in {step.total_s:.1f} s"
-        phases = ", ".join(f"{phase} {took:.1f}" for phase, took in seconds.items())
-        self._console.print(f"[green]✓[/] {line} ({phases})")
+        line = f"{before} → {after} in {step.total_s:.1f} s{live.phases(operation['phases'])}"
+        self._console.print(f"[green]✓[/] {line}", highlight=False)
 
     async def _compare(self) -> None:
         """Every ready rank answers one prompt; all answers are the same as the first."""
@@ -187,6 +198,7 @@ class _Demo:
             await asyncio.to_thread(self._group.scale, max(self._plan.sizes), self._show)
             size = max(self._plan.sizes)
         async with load:
+            self._load = load
             await self._alongside(load.progress(self._plan.between))
             before = await asyncio.to_thread(coordinator.status)
             killed = time.monotonic()
@@ -233,8 +245,8 @@ class _Demo:
         await task
 
     def _show(self, status: dict[str, Any]) -> None:
-        if self._live is None:
-            return
+        if self._over:
+            raise CommandFailed("interrupted")  # ends the thread that waits for a size
         extra = None
         if self._load is not None:
             result = self._load.result
@@ -244,7 +256,7 @@ class _Demo:
                 f"longest gap {result.longest_gap_s:.2f} s",
                 style=colour,
             )
-        self._live.update(live.status(status, extra))
+        self._view(live.status(status, extra))
 
     def _print(self) -> None:
         report = self._report
@@ -296,9 +308,12 @@ def _name(pid: int) -> str:
         return ""
 
 
-def write(report: Report, out: Path) -> None:
-    """The report as JSON. Raises CommandFailed."""
+def write(out: Path, report: Report | None = None) -> None:
+    """The report as JSON; without one, only see whether it can be written. Raises CommandFailed."""
     try:
-        out.write_text(json.dumps(report.as_json(), indent=2) + "\n")
+        with out.open("a" if report is None else "w") as file:
+            if report is not None:
+                file.write(json.dumps(report.as_json(), indent=2) + "\n")
     except OSError as error:
-        raise CommandFailed(f"{out} can't be written ({error.strerror})", 2) from None
+        line = f"--out {out} can't be written ({error.strerror}): name another file"
+        raise CommandFailed(line, 2) from None

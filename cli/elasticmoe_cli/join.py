@@ -7,6 +7,7 @@ who is there; then the launcher is stopped.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from elasticmoe_cli.inject import inject
 SIDECAR_AGAIN_S = 1.0
 STOP_S = 40.0
 """Longest wait for a launcher: it kills its engine at once."""
+_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +99,7 @@ class _Supervisor:
         environ = {**os.environ, **instance.environ, "PYTHONPATH": python_path}
         words = instance.launcher_words()
         try:
-            self._launcher = subprocess.Popen(words, env=environ, start_new_session=True)
+            self._launcher = _child(words, environ)
         except OSError as error:
             raise CommandFailed(
                 f"{instance.python} can't be started ({error.strerror}): name the Python that has "
@@ -130,7 +132,7 @@ class _Supervisor:
             self._end(self._sidecar)
 
     def _start_sidecar(self) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(self._instance.sidecar_words(), start_new_session=True)
+        return _child(self._instance.sidecar_words())
 
     def _stop(self, *_: object) -> None:
         """The first signal asks the sidecar to leave, the second one doesn't wait for it."""
@@ -146,3 +148,15 @@ class _Supervisor:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def _child(
+    words: Sequence[str], environ: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    """A process that gets SIGTERM should this one be killed: nobody else would end it."""
+    libc = ctypes.CDLL(None)
+
+    def die_with_parent() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+    return subprocess.Popen(words, env=environ, start_new_session=True, preexec_fn=die_with_parent)

@@ -70,6 +70,7 @@ class Balancer:
     async def next(self) -> Endpoint:
         """The next one in turn; waits until there is one."""
         while not self.ready:
+            self._some.clear()
             await self._some.wait()
         return self.ready[next(self._turn) % len(self.ready)]
 
@@ -97,7 +98,7 @@ class Load:
         self._model, self._clients, self._max_tokens = model, clients, max_tokens
         self._pause_s = pause_s
         self.balancer = Balancer(endpoints)
-        self._stopping = False
+        self._stopping = asyncio.Event()
         self._answered = asyncio.Event()
         self._numbers = itertools.count()
         self._tasks: list[asyncio.Task[None]] = []
@@ -110,16 +111,22 @@ class Load:
         self._tasks = [asyncio.create_task(self._user(n)) for n in range(self._clients)]
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        """Requests that run are ended by the engine, not by us."""
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Requests that run are ended by the engine, by us only when something went wrong."""
+        if kind is not None:
+            for task in self._tasks:
+                task.cancel()
         await self.stop()
         await self._http.aclose()
 
     async def stop(self) -> Result:
         """No new requests; wait for those that run."""
-        self._stopping = True
-        await asyncio.gather(*self._tasks)
+        self._stopping.set()
+        for ended in await asyncio.gather(*self._tasks, return_exceptions=True):
+            if isinstance(ended, Exception):
+                raise ended
         self._balancing.cancel()
+        await asyncio.wait({self._balancing})
         return self.result
 
     async def progress(self, requests: int) -> None:
@@ -131,10 +138,18 @@ class Load:
 
     async def _user(self, number: int) -> None:
         await asyncio.sleep(0.05 * number)
-        while not self._stopping:
-            endpoint = await self.balancer.next()
-            await self._request(endpoint)
-            await asyncio.sleep(self._pause_s)
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            while not self._stopping.is_set():
+                turn = asyncio.create_task(self.balancer.next())
+                await asyncio.wait({turn, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                if not turn.done():
+                    turn.cancel()
+                    return
+                await self._request(turn.result())
+                await asyncio.sleep(self._pause_s)
+        finally:
+            stopping.cancel()
 
     async def _request(self, endpoint: Endpoint) -> None:
         body = {

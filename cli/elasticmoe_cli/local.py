@@ -2,7 +2,8 @@
 
 Everything is in one folder: `group.json` (what was asked for), `keys/`, a folder for the
 coordinator and one for each instance with its log. A process is known by its id and its start time,
-so that an id that the kernel gave to somebody else is never signalled.
+so that an id that the kernel gave to somebody else is never signalled. An instance is known to the
+coordinator by its serving port: a name is used again while the one before may not be forgotten yet.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -20,6 +22,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from elasticmoe_coordinator.core.config import GroupConfig
 
 from elasticmoe_cli.api import Coordinator
 from elasticmoe_cli.errors import CommandFailed
@@ -33,15 +37,32 @@ ADDRESS = "127.0.0.1"
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """A group's limits. policy, min_size, max_size as the coordinator's."""
+    """A group's limits, as the coordinator's. Each is an option of `elasticmoe coordinator`."""
 
     deployment: str = "local"
-    policy: str = "declared"
-    min_size: int = 2
+    policy: str = GroupConfig.policy
+    min_size: int = GroupConfig.min_size
     max_size: int = 4
-    drain_timeout_s: int = 300
-    loss_policy: str = "restart"
-    stall_s: float = 20.0
+    drain_policy: str = GroupConfig.drain_policy
+    drain_timeout_s: int = GroupConfig.drain_timeout
+    loss_policy: str = GroupConfig.loss_policy
+    stall_s: float = GroupConfig.stall
+    preflight_limit_s: float = GroupConfig.preflight_limit
+    start_limit_s: float = GroupConfig.start_limit
+    prepare_limit_s: float = GroupConfig.prepare_limit
+    commit_limit_s: float = GroupConfig.commit_limit
+    lame_duck_s: float = GroupConfig.lame_duck
+    replacement_s: float = GroupConfig.replacement
+    settle_s: float = GroupConfig.settle
+    restart_limit: int = GroupConfig.restart_limit
+    restart_window_s: float = GroupConfig.restart_window
+
+    def words(self) -> list[str]:
+        """For the coordinator's command line."""
+        words = []
+        for name, value in asdict(self).items():
+            words += ["--" + name.removesuffix("_s").replace("_", "-"), str(value)]
+        return words
 
 
 class LocalGroup:
@@ -101,36 +122,29 @@ class LocalGroup:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise CommandFailed(f"{self.folder} can't be made ({error.strerror})", 2) from None
+        self._clear()  # logs of a group that failed
         contents = {"profile": asdict(profile), "options": asdict(options)}
         self._file.write_text(json.dumps(contents, indent=2))
         self.start_coordinator()
 
     def start_coordinator(self, bind: str = "tcp://127.0.0.1:0", http_port: int = 0) -> None:
         """Start the coordinator, at the addresses that it had before if it had some."""
-        options = self._options()
         home = self._home("coordinator")
         home.mkdir(parents=True, exist_ok=True)
         ready = home / "ready.json"
         with contextlib.suppress(OSError, ValueError, KeyError):
             before = json.loads(ready.read_text())
             bind, http_port = before["zmq"], int(before["http"].rpartition(":")[2])
-        ready.unlink(missing_ok=True)
         words = [
             *(sys.executable, "-m", "elasticmoe_cli", "coordinator"),
-            *("--deployment", options.deployment),
             *("--keys", str(self.keys_dir)),
             *("--bind", bind),
             *("--http-port", str(http_port)),
-            *("--policy", options.policy),
-            *("--min-size", str(options.min_size)),
-            *("--max-size", str(options.max_size)),
-            *("--drain-timeout", str(options.drain_timeout_s)),
-            *("--loss-policy", options.loss_policy),
-            *("--stall", str(options.stall_s)),
+            *self._options().words(),
             *("--ready-file", str(ready)),
         ]
         process = self._start("coordinator", words)
-        while not ready.exists():
+        while not _is_of(ready, process.pid):
             if process.poll() is not None:
                 raise CommandFailed(
                     f"the coordinator did not start: {self._last_line('coordinator')}"
@@ -153,6 +167,9 @@ class LocalGroup:
         shutil.rmtree(home / "run", ignore_errors=True)
         home.mkdir(parents=True, exist_ok=True)
         ready = json.loads((self.folder / "coordinator" / "ready.json").read_text())
+        port = free_port()
+        self._stopped(without=port)
+        (home / "port").write_text(str(port))
         launcher = [
             word for option in profile["launcher_options"] for word in ("--launcher", option)
         ]
@@ -172,7 +189,7 @@ class LocalGroup:
             "--",
             *profile["command"],
             *("--host", ADDRESS),
-            *("--port", str(free_port())),
+            *("--port", str(port)),
         ]
         own = {k: v.format(number=number) for k, v in profile["by_number"].items()}
         self._start(name, words, {**profile["environ"], **own})
@@ -184,9 +201,10 @@ class LocalGroup:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
             _await_end(self._home(name) / "pid.json", wait_s)
+        self._stopped(also=self._port(name))
         shutil.rmtree(self._home(name), ignore_errors=True)
 
-    def down(self) -> None:
+    def down(self, *, keep_logs: bool = False) -> None:
         """End everything that was started here, whatever its state."""
         names = [*self.instances(), "coordinator"]
         pids = {name: self.pid(name) for name in names}
@@ -199,14 +217,25 @@ class LocalGroup:
                     time.sleep(POLL_S)
         for name in names:
             _await_end(self._home(name) / "pid.json", 60.0)
-        for name in ("instances", "coordinator", "group.json"):
-            path = self.folder / name
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+        self._file.unlink(missing_ok=True)
+        if not keep_logs:
+            self._clear()
 
     # --- sizes ----------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """The coordinator's status without instances that were stopped here. Raises CommandFailed.
+
+        The coordinator forgets them only after a while: they might come back.
+        """
+        status = self.coordinator().status()
+        stopped = self._stopped()
+        status["instances"] = [
+            one
+            for one in status["instances"]
+            if one["servingPort"] not in stopped or one["rank"] is not None
+        ]
+        return status
 
     def scale(self, size: int, tick: Tick = lambda _: None) -> dict[str, Any] | None:
         """Bring the group to a size: start instances, ask for it, wait, stop who is not needed.
@@ -221,33 +250,50 @@ class LocalGroup:
                 "that is",
                 2,
             )
+        if self.pid("coordinator") is None:
+            self.start_coordinator()
         coordinator = self.coordinator()
+        for name in self.instances()[:size]:
+            if self.pid(name) is None:
+                self.start_instance(int(name[1:]))
         while len(self.instances()) < size:
             self.add()
         if options.policy == "declared":
-            self._await_standby(coordinator, size, tick)
+            self._await_standby(size, tick)
             operation = coordinator.scale(size)
             if operation is not None:
                 for now in coordinator.until_ended(operation["id"]):
                     operation = now
-                    tick(coordinator.status())
+                    tick(self.status())
                 if operation["state"] != "succeeded":
                     raise CommandFailed(f"the group did not become {size}: {operation['error']}")
         else:
             operation = None
         for name in reversed(self.instances()):
             if len(self.instances()) > size:
-                self._await_deletable(coordinator, name, tick)
+                self._await_deletable(name, tick)
                 self.stop_instance(name)
-        await_serving(coordinator, size, tick)
+        self.await_serving(size, tick)
         return operation
 
-    def _await_standby(self, coordinator: Coordinator, size: int, tick: Tick) -> None:
+    def await_serving(self, size: int, tick: Tick = lambda _: None) -> None:
+        """Wait until a group of this size serves. Raises CommandFailed for one that gave up."""
+        while True:
+            status = self.status()
+            tick(status)
+            ready = sum(1 for one in status["instances"] if one["ready"])
+            if status["state"] == "Serving" and status["size"] == size == ready:
+                return
+            if status["state"] == "Failed":
+                raise CommandFailed(f"the group failed: {status['message']}")
+            time.sleep(POLL_S)
+
+    def _await_standby(self, size: int, tick: Tick) -> None:
         """Wait until all instances that are needed are known and warm. Raises CommandFailed."""
         while True:
-            status = coordinator.status()
+            status = self.status()
             tick(status)
-            known = {one["instance"]: one for one in status["instances"]}
+            known = self._known(status)
             names = self.instances()[:size]
             for name in names:
                 if self.pid(name) is None:
@@ -259,21 +305,51 @@ class LocalGroup:
                 return
             time.sleep(POLL_S)
 
-    def _await_deletable(self, coordinator: Coordinator, name: str, tick: Tick) -> None:
+    def _await_deletable(self, name: str, tick: Tick) -> None:
         if self._options().policy == "follow":
             return
         while True:
-            status = coordinator.status()
+            status = self.status()
             tick(status)
-            known = {one["instance"]: one for one in status["instances"]}
+            known = self._known(status)
             if name not in known or known[name]["safeToDelete"] or self.pid(name) is None:
                 return
             time.sleep(POLL_S)
+
+    def _known(self, status: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+        """What the coordinator says of those that run now, not of earlier ones with a name."""
+        ports = {name: self._port(name) for name in self.instances()}
+        return {
+            one["instance"]: one
+            for one in status["instances"]
+            if ports.get(one["instance"]) == one["servingPort"]
+        }
+
+    def _port(self, name: str) -> int:
+        try:
+            return int((self._home(name) / "port").read_text())
+        except (OSError, ValueError):
+            return 0
+
+    def _stopped(self, *, also: int = 0, without: int = 0) -> set[int]:
+        """Serving ports of instances that were stopped."""
+        file = self.folder / "stopped.json"
+        known: set[int] = set(json.loads(file.read_text())) if file.exists() else set()
+        changed = (known | {also} if also else known) - {without}
+        if changed != known:
+            file.write_text(json.dumps(sorted(changed)))
+        return changed
 
     # --- files and processes --------------------------------------------------------------------
 
     def _home(self, name: str) -> Path:
         return self.folder / name if name == "coordinator" else self.folder / "instances" / name
+
+    def _clear(self) -> None:
+        """Forget what is known of processes that have ended."""
+        for name in ("instances", "coordinator"):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+        (self.folder / "stopped.json").unlink(missing_ok=True)
 
     def _contents(self) -> dict[str, Any]:
         try:
@@ -309,25 +385,26 @@ class LocalGroup:
         return f"{lines[-1] if lines else 'it said nothing'} (all of it: {self.log(name)})"
 
 
-def await_serving(coordinator: Coordinator, size: int, tick: Tick = lambda _: None) -> None:
-    """Wait until a group of this size serves. Raises CommandFailed for one that gave up."""
-    while True:
-        status = coordinator.status()
-        tick(status)
-        ready = sum(1 for one in status["instances"] if one["ready"])
-        if status["state"] == "Serving" and status["size"] == size == ready:
-            return
-        if status["state"] == "Failed":
-            raise CommandFailed(f"the group failed: {status['message']}")
-        time.sleep(POLL_S)
-
-
 def free_port() -> int:
-    """A TCP port that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind((ADDRESS, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port that nobody uses now. Raises CommandFailed.
+
+    Below those that Linux gives to outgoing connections (ip_local_port_range, 32768 by default):
+    it is bound only after a while, and must not be gone then.
+    """
+    for _ in range(1000):
+        port = random.randrange(20000, 32768)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((ADDRESS, port))
+            return port
+    raise CommandFailed("no TCP port from 20000 to 32767 is free: stop what uses them")
+
+
+def _is_of(ready: Path, pid: int) -> bool:
+    """Whether a coordinator's file was written by this process."""
+    try:
+        return bool(json.loads(ready.read_text())["pid"] == pid)
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def _usable(instance: Mapping[str, Any]) -> bool:

@@ -9,16 +9,36 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from elasticmoe_coordinator.core.config import GroupConfig
 
 from elasticmoe_cli.errors import CommandFailed
 
-app = typer.Typer(
+
+class _App(typer.Typer):
+    """One line, too, for a command line that can't be understood."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        command = typer.main.get_command(self)
+        try:
+            status = command(*args, **{**kwargs, "standalone_mode": False})
+        except typer.TyperException as error:
+            line = error.format_message()
+            if line:  # none when the help was shown instead
+                path = getattr(getattr(error, "ctx", None), "command_path", "elasticmoe")
+                line = " ".join(line.split()).rstrip(".")
+                line = line[:1].lower() + line[1:]
+                typer.echo(f"elasticmoe: {line} (see `{path} --help`)", err=True)
+            sys.exit(error.exit_code)
+        sys.exit(status if isinstance(status, int) else 0)
+
+
+app = _App(
     name="elasticmoe",
     help="Change the number of ranks of a Mixture-of-Experts model served by vLLM while it serves.",
     no_args_is_help=True,
@@ -87,7 +107,8 @@ def _plainly() -> Iterator[None]:
         typer.echo(f"elasticmoe: {failure}", err=True)
         raise typer.Exit(failure.status) from None
     except OSError as error:
-        typer.echo(f"elasticmoe: {error}", err=True)
+        where = f"{error.filename} can't be used ({error.strerror}): choose another path"
+        typer.echo(f"elasticmoe: {where if error.filename else error}", err=True)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
@@ -108,12 +129,45 @@ def coordinator(
     http_port: Annotated[int, typer.Option(help="Port of the HTTP API.", min=0, max=65535)] = 7411,
     policy: Annotated[Policy, typer.Option(help="Who says how many.")] = Policy.declared,
     size: Annotated[int | None, typer.Option(help="First size of a declared group.")] = None,
-    min_size: Annotated[int, typer.Option(help="Smallest DP size; it fixes the slots.")] = 2,
-    max_size: Annotated[int, typer.Option(help="Largest DP size.")] = 8,
+    min_size: Annotated[
+        int, typer.Option(help="Smallest DP size; it fixes the slots.")
+    ] = GroupConfig.min_size,
+    max_size: Annotated[int, typer.Option(help="Largest DP size.")] = GroupConfig.max_size,
     drain_policy: Annotated[Drain, typer.Option(help="Past the drain limit.")] = Drain.postpone,
-    drain_timeout: Annotated[int, typer.Option(help="Drain limit in seconds.", min=0)] = 300,
+    drain_timeout: Annotated[
+        int, typer.Option(help="Seconds that requests may take to end.", min=0)
+    ] = GroupConfig.drain_timeout,
+    lame_duck: Annotated[
+        float, typer.Option(help="Least seconds from not ready to closed: endpoints propagate.")
+    ] = GroupConfig.lame_duck,
+    preflight_limit: Annotated[
+        float, typer.Option(help="Seconds for joiners to be checked and started.")
+    ] = GroupConfig.preflight_limit,
+    start_limit: Annotated[
+        float, typer.Option(help="Seconds for all engines to be up.")
+    ] = GroupConfig.start_limit,
+    prepare_limit: Annotated[
+        float, typer.Option(help="Seconds for a resize's prepare; vLLM's own limit is 300.")
+    ] = GroupConfig.prepare_limit,
+    commit_limit: Annotated[
+        float, typer.Option(help="Seconds for a resize's commit.")
+    ] = GroupConfig.commit_limit,
     loss_policy: Annotated[Loss, typer.Option(help="After an unplanned loss.")] = Loss.restart,
-    stall: Annotated[float, typer.Option(help="Seconds without progress that are a loss.")] = 20.0,
+    stall: Annotated[
+        float, typer.Option(help="Seconds without progress that are a loss.")
+    ] = GroupConfig.stall,
+    replacement: Annotated[
+        float, typer.Option(help="Seconds to wait for missing instances, then start with fewer.")
+    ] = GroupConfig.replacement,
+    restart_limit: Annotated[
+        int, typer.Option(help="So many recoveries in the window, then it gives up.", min=1)
+    ] = GroupConfig.restart_limit,
+    restart_window: Annotated[
+        float, typer.Option(help="Seconds in which recoveries count.")
+    ] = GroupConfig.restart_window,
+    settle: Annotated[
+        float, typer.Option(help="Seconds without change before a group that follows acts.")
+    ] = GroupConfig.settle,
     term: Annotated[int, typer.Option(help="Lowest term to use.", min=1)] = 1,
     ready_file: Annotated[
         Path | None, typer.Option(help="Written once all ports are open.")
@@ -135,8 +189,17 @@ def coordinator(
                 max_size=max_size,
                 drain_policy=drain_policy.value,
                 drain_timeout=drain_timeout,
+                lame_duck=lame_duck,
+                preflight_limit=preflight_limit,
+                start_limit=start_limit,
+                prepare_limit=prepare_limit,
+                commit_limit=commit_limit,
                 loss_policy=loss_policy.value,
                 stall=stall,
+                replacement=replacement,
+                restart_limit=restart_limit,
+                restart_window=restart_window,
+                settle=settle,
             )
         except ValueError as error:
             raise CommandFailed(str(error), 2) from None
@@ -192,7 +255,7 @@ def sidecar(
 
 @app.command(context_settings={"allow_extra_args": False})
 def join(
-    command: Annotated[list[str], typer.Argument(help="vllm serve MODEL [flags]")],
+    command: Annotated[list[str], typer.Argument(help="vllm serve MODEL and its flags.")],
     coordinator: Annotated[str, typer.Option(help="tcp://HOST:PORT of the coordinator.")],
     name: Annotated[str, typer.Option(help="Name of this instance; made if empty.")] = "",
     deployment: Annotated[str, typer.Option(help="Name of the group.")] = "moe",
@@ -250,7 +313,7 @@ def status(
     from elasticmoe_cli.api import Coordinator
 
     with _plainly():
-        _show_status(Coordinator(coordinator), watch, as_json)
+        _show_status(Coordinator(coordinator).status, watch, as_json)
 
 
 @app.command()
@@ -287,48 +350,44 @@ def restart(
         _follow(group, group.restart(size, drain_timeout), wait, as_json)
 
 
-def _show_status(group: Any, watch: bool, as_json: bool) -> None:
+def _show_status(status: Callable[[], dict[str, Any]], watch: bool, as_json: bool) -> None:
     from rich.console import Console
-    from rich.live import Live
 
     from elasticmoe_cli import live
 
-    if as_json:
-        while True:
-            typer.echo(json.dumps(group.status()))
-            if not watch:
-                return
-            time.sleep(1.0)
     console = Console()
-    if not watch:
-        console.print(live.status(group.status()))
-        return
-    with Live(console=console, auto_refresh=False) as view:
-        while True:
-            view.update(live.status(group.status()), refresh=True)
-            time.sleep(0.25)
+    if not as_json and watch and console.is_terminal:
+        with live.view(console) as show:
+            while True:
+                show(live.status(status()))
+                time.sleep(0.25)
+    while True:
+        if as_json:
+            typer.echo(json.dumps(status()))
+        else:
+            console.print(live.status(status()))
+        if not watch:
+            return
+        time.sleep(1.0)
 
 
 def _follow(group: Any, operation: dict[str, Any] | None, wait: bool, as_json: bool) -> None:
     """Show an operation until it has ended; a failed one ends the command with status 1."""
     from rich.console import Console
-    from rich.live import Live
 
     from elasticmoe_cli import live
 
     if operation is not None and wait:
-        with Live(console=Console(stderr=True), transient=True) as view:
+        with live.view(Console(stderr=True), transient=True) as show:
             for now in group.until_ended(operation["id"]):
                 operation = now
-                view.update(live.operation(now))
+                show(live.operation(now))
     if as_json:
         typer.echo(json.dumps({"operation": operation}))
     elif operation is None:
         typer.echo("nothing to do: the group has that size")
     else:
-        words = f"{operation['kind'].replace('_', ' ')} to {operation['toSize']}"
-        phases = ", ".join(f"{one['phase']} {one['seconds']:.1f} s" for one in operation["phases"])
-        typer.echo(f"{words} {operation['state']} ({phases})")
+        typer.echo(live.outcome(operation))
     if operation is not None and operation["state"] in ("failed", "withdrawn"):
         raise CommandFailed(operation["error"])
 
@@ -389,21 +448,20 @@ def _local(folder: Path | None) -> Any:
 def _watching(as_json: bool) -> Iterator[Any]:
     """Shows the group while something is waited for."""
     from rich.console import Console
-    from rich.live import Live
 
     from elasticmoe_cli import live
 
     if as_json:
         yield lambda _: None
         return
-    with Live(console=Console(stderr=True), transient=True) as view:
-        yield lambda status: view.update(live.status(status))
+    with live.view(Console(stderr=True), transient=True) as show:
+        yield lambda status: show(live.status(status))
 
 
 @local_app.command("up")
 def local_up(
     command: Annotated[
-        list[str] | None, typer.Argument(help="An own `vllm serve MODEL [flags]`, after `--`.")
+        list[str] | None, typer.Argument(help="An own `vllm serve MODEL …`, after `--`.")
     ] = None,
     size: Annotated[int, typer.Option(help="Ranks to start.")] = 2,
     max_size: Annotated[int, typer.Option(help="Largest DP size.")] = 4,
@@ -425,11 +483,11 @@ def local_up(
         group.create(found, Options(policy=policy.value, max_size=max_size))
         try:
             with _watching(as_json) as tick:
-                group.scale(size, tick)
-        except BaseException:
-            group.down()
+                operation = group.scale(size, tick)
+        except BaseException as failure:
+            group.down(keep_logs=isinstance(failure, CommandFailed))
             raise
-        _print_local(group, as_json)
+        _print_local(group, operation, as_json)
 
 
 @local_app.command("scale")
@@ -442,8 +500,8 @@ def local_scale(
     with _plainly():
         group = _local(folder)
         with _watching(as_json) as tick:
-            group.scale(size, tick)
-        _print_local(group, as_json)
+            operation = group.scale(size, tick)
+        _print_local(group, operation, as_json)
 
 
 @local_app.command("status")
@@ -454,7 +512,7 @@ def local_status(
 ) -> None:
     """Show the group of this host."""
     with _plainly():
-        _show_status(_local(folder).coordinator(), watch, as_json)
+        _show_status(_local(folder).status, watch, as_json)
 
 
 @local_app.command("down")
@@ -468,8 +526,8 @@ def local_down(folder: Dir = None) -> None:
         typer.echo(f"{group.folder}: the group has ended")
 
 
-def _print_local(group: Any, as_json: bool) -> None:
-    status = group.coordinator().status()
+def _print_local(group: Any, operation: dict[str, Any] | None, as_json: bool) -> None:
+    status = group.status()
     if as_json:
         typer.echo(json.dumps(status))
         return
@@ -477,6 +535,8 @@ def _print_local(group: Any, as_json: bool) -> None:
 
     from elasticmoe_cli import live
 
+    if operation is not None:
+        typer.echo(live.outcome(operation))
     Console().print(live.status(status))
     for one in status["instances"]:
         if one["ready"]:
@@ -501,9 +561,11 @@ def demo(
 
     with _plainly():
         profile = profiles.find(engine.value)
+        if out is not None:
+            show.write(out)  # not only after minutes
         report = show.run(profile, show.Plan(kill=kill, clients=clients), Console())
         if out is not None:
-            show.write(report, out)
+            show.write(out, report)
         if report.failed or report.output_mismatches:
             raise CommandFailed("the demo did not go as it should: see above")
 
