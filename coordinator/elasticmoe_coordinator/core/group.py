@@ -262,7 +262,8 @@ class Group:
         """A group that follows wants to be as many as are there, once that is settled."""
         if self.config.policy != "follow":
             return
-        there = len(view.candidates()) if self._book.size else len(view.starters())
+        there = len(view.candidates() if self._book.size else view.starters())
+        there += len(view.unheard())
         if there != self._crowd[0]:
             self._crowd = (there, view.now)
         if view.now - self._crowd[1] >= self.config.settle:

@@ -33,6 +33,8 @@ def wanted(view: View) -> list[str]:
     Growth is all or nothing: as long as the desired size can't be had, the old one serves.
     """
     book, candidates = view.book, view.candidates()
+    if view.unheard():
+        return book.names  # a fault is never a shrink: the rules of loss decide about them
     layout = choose(candidates, book.names, book.record.desired)
     if len(layout) < book.record.desired and book.size:
         staying = sum(1 for one in candidates if one.name in book.names)

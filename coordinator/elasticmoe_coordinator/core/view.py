@@ -102,6 +102,10 @@ class View:
             and (one.name in members or (self.fresh(one.name) and not self.objection(one)))
         ]
 
+    def unheard(self) -> list[str]:
+        """Members that were not heard since this coordinator began; they may well serve."""
+        return [name for name in self.book.names if self.roster.get(name) is None]
+
     def starters(self) -> list[Instance]:
         """Instances that could be started now, all engines being down."""
         return [

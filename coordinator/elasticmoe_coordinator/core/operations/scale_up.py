@@ -69,7 +69,7 @@ class ScaleUp:
     def _wait(self, view: View) -> None:
         book = view.book
         wanted = choose(view.candidates(), book.names, book.running.to_size)
-        if len(wanted) == book.running.to_size:
+        if len(wanted) == book.running.to_size and not view.unheard():
             inelastic = "" if book.record.elastic else book.record.inelastic_reason or "not elastic"
             change = plan(book.names, wanted, inelastic)
             if change.change == "restart":
@@ -82,6 +82,8 @@ class ScaleUp:
             error = (
                 f"{missing} more instance{'s' * (missing > 1)} needed: start them, they join then"
             )
+            if unheard := view.unheard():
+                error = f"nothing was heard from {', '.join(unheard)} yet"
             book.end("withdrawn", view.now, error)
 
     def _joiner_died(self, view: View, error: str) -> None:
