@@ -60,6 +60,7 @@ def group(
     for number in range(size if instances is None else instances):
         world.add(f"h{number}", number if ordinals else None)
     until_serving(world, size)
+    until(world, lambda: sum(host.ready for host in world.hosts.values()) == size)
     return world
 
 
@@ -105,6 +106,11 @@ def until_ended(world: World, operation: str, seconds: float = 120.0) -> Operati
 def last(world: World) -> OperationStatus:
     """The operation that ended last."""
     return world.status.history[-1]
+
+
+def request(operation: str, size: int, drain_timeout: int | None = None) -> TargetRequest:
+    """What somebody asks for."""
+    return TargetRequest(operation, size, drain_timeout)
 
 
 def restart(world: World, size: int = 0, operation: str = "restart") -> OperationStatus:

@@ -212,8 +212,8 @@ def test_time_in_which_the_coordinator_stood_still_is_not_counted():
     bench = Bench()
     bench.serve()
     bench.now += 1000
-    bench.stall.shift(1000)
-    bench.roster.shift(1000)
+    bench.stall.shift(1000, bench.now)
+    bench.roster.shift(1000, bench.now)
     assert bench.judge() == ""
     assert bench.until_lost() is not None
 
@@ -258,7 +258,7 @@ def kept(world: World, generation: int = 1) -> bool:
 def test_a_silent_sidecar_makes_its_rank_suspect_and_nothing_more():
     world = group(3)
     config = world.config
-    world.hosts["h1"].frozen_until = world.now + 60
+    world.freeze_sidecar("h1", 60)
     world.run(config.heartbeat * (config.suspect_after - 1))
     assert not member(world, "h1").suspect
     world.run(config.heartbeat * 2)
@@ -309,7 +309,7 @@ def test_an_exit_that_nobody_ordered_is_a_loss_at_once():
 
 def test_an_exit_is_a_loss_at_once_also_when_only_the_launcher_can_say_so():
     world = group(3)
-    world.hosts["h1"].frozen_until = world.now + 30
+    world.freeze_sidecar("h1", 30)
     world.run(3)
     world.kill_engine("h1")
     world.run(4)
@@ -345,7 +345,7 @@ def test_the_coordinator_waits_while_most_ranks_are_silent():
     world.run(5)
     engine(world, "h0").topology.broken = True
     for name in ("h1", "h2"):
-        world.hosts[name].frozen_until = world.now + 60
+        world.freeze_sidecar(name, 60)
     world.run(59)
     assert kept(world), story(world)
     until(world, lambda: world.status.state == "Recovering", 20)
@@ -361,7 +361,7 @@ def test_a_long_request_is_progress():
 def test_a_coordinator_that_stood_still_loses_nobody():
     world = group(3)
     world.run(5)
-    world.coordinator_until = world.now + 300
+    world.freeze_coordinator(300)
     world.faults.drop = 1.0
     world.run(299)
     # It wakes up before any sidecar can reach it, and what they sent meanwhile is lost.
