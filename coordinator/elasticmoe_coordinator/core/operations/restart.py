@@ -99,9 +99,11 @@ class Restart:
         if view.config.drain_policy == "abort":
             book.enter("stop", view.now)
             return
+        running = book.running
+        asked = running.requested and running.from_size == running.to_size
         error = (
-            f"requests still ran after {book.running.drain_timeout_s} s (drain timeout): "
-            "the restart is tried again later"
+            f"requests still ran after {running.drain_timeout_s} s (drain timeout): "
+            f"{'ask again for the restart' if asked else 'the restart is tried again later'}"
         )
         book.end("withdrawn", view.now, error)
 
