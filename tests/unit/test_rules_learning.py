@@ -50,21 +50,37 @@ def test_nothing_is_changed_before_everybody_recorded_has_answered():
     assert world.starts == 3
 
 
-def test_who_is_silent_past_the_limit_is_not_waited_for_and_not_lost():
-    world = group(3)
+@pytest.mark.parametrize("policy", ["declared", "follow"])
+@pytest.mark.parametrize("name", ["h0", "h1", "h2"])
+def test_who_is_silent_past_the_limit_is_neither_waited_for_nor_lost_nor_replaced(name, policy):
+    world = group(3, instances=4 if policy == "declared" else 3, policy=policy)
     began = world.now
-    world.freeze_sidecar("h1", 60)
+    world.freeze_sidecar(name, 60)
     world.restart_coordinator()
     until(world, lambda: world.status.state != "Learning")
     limit = world.config.learn_limit
     assert limit <= world.now - began <= limit + 1
+    history = len(world.status.history)
     world.run(50)
     status = world.status
-    assert (status.state, status.size, status.generation) == ("Serving", 3, 1)
-    assert engine(world, "h1").there
+    assert (status.state, status.size, status.desired) == ("Serving", 3, 3), story(world)
+    assert len(status.history) == history
+    assert engine(world, name).there
     world.run(10)
     assert world.serving(3)
     assert world.starts == 3
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_a_size_asked_for_while_a_member_is_unheard_waits_for_it(size):
+    world = group(3, instances=4)
+    world.freeze_sidecar("h1", 30)
+    world.restart_coordinator()
+    until(world, lambda: world.try_put(size))
+    until_serving(world, size)
+    assert world.status.generation == 1
+    assert world.starts == 3 + (size == 4)
+    assert not world.broken
 
 
 def test_joiners_are_waited_for_too():

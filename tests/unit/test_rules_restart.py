@@ -181,6 +181,19 @@ def test_a_restart_past_its_drain_limit_is_postponed_and_tried_again():
     assert cuts.found == []
 
 
+def test_a_restart_that_changes_no_size_is_not_tried_again_and_says_so():
+    world = group(2)
+    world.long_request_until = world.now + 50
+    restart(world)
+    ended = until_ended(world, "restart")
+    assert ended.state == "withdrawn"
+    assert "ask again for the restart" in ended.error
+    world.run(60)
+    assert last(world).id == "restart"
+    restart(world, operation="again")
+    assert until_ended(world, "again").state == "succeeded"
+
+
 def test_a_restart_past_its_drain_limit_is_cut_where_the_policy_says_so():
     world = group(2, drain_policy="abort")
     world.long_request_until = world.now + 1000
