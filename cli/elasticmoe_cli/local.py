@@ -142,6 +142,7 @@ class LocalGroup:
             *("--http-port", str(http_port)),
             *self._options().words(),
             *("--ready-file", str(ready)),
+            *("--state-file", str(home / "state.json")),
         ]
         process = self._start("coordinator", words)
         while not _is_of(ready, process.pid):

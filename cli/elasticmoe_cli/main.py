@@ -172,6 +172,9 @@ def coordinator(
     ready_file: Annotated[
         Path | None, typer.Option(help="Written once all ports are open.")
     ] = None,
+    state_file: Annotated[
+        Path | None, typer.Option(help="What the group is, kept for the next coordinator.")
+    ] = None,
 ) -> None:
     """Run the coordinator of one group."""
     from elasticmoe_coordinator.core.config import GroupConfig
@@ -211,6 +214,7 @@ def coordinator(
             http_port=http_port,
             term=term,
             ready_file=ready_file,
+            state_file=state_file,
         )
         raise typer.Exit(run(settings))
 

@@ -24,6 +24,7 @@ from elasticmoe_coordinator.core.group import Group
 from elasticmoe_coordinator.core.outbox import Outbox, Probe
 from elasticmoe_coordinator.metrics import Metrics
 from elasticmoe_coordinator.settings import CoordinatorSettings
+from elasticmoe_coordinator.state import StateFile
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,14 @@ class Server:
     def __init__(self, settings: CoordinatorSettings, sockets: CoordinatorSocket) -> None:
         self._deployment = settings.group.deployment
         self._sockets = sockets
-        self.group = Group(settings.group, term=settings.term, now=time.time(), new_id=_new_id)
+        self._state = StateFile(settings.state_file, settings.group.deployment)
+        self.group = Group(
+            settings.group,
+            term=settings.term,
+            now=time.time(),
+            new_id=_new_id,
+            memory=self._state.load(),
+        )
         self.metrics = Metrics(
             lambda: self.group.status(time.time()), lambda: sockets.dropped.counts
         )
@@ -60,7 +68,9 @@ class Server:
                     if not await self._sockets.has_more():
                         break
                     await self._take(*await self._sockets.receive())
-                await self._give(self.group.tick(time.time()))
+                outbox = self.group.tick(time.time())
+                self._keep()
+                await self._give(outbox)
         finally:
             for task in self._asking:
                 task.cancel()
@@ -89,6 +99,12 @@ class Server:
                 instance = self._sockets.instance_of(route)
                 self._grumble(instance, message.reason)
                 self.group.refused(instance, message, now)
+
+    def _keep(self) -> None:
+        try:
+            self._state.keep(self.group.memory)
+        except OSError as error:
+            self._grumble("state", f"the state file can't be written: {error}")
 
     async def _give(self, outbox: Outbox) -> None:
         for note in outbox.notes:

@@ -13,7 +13,7 @@ class CoordinatorSettings:
     """bind: where sidecars connect (tcp://HOST:PORT). Ports may be 0: any free one.
 
     term: the lowest term to use, from the operator's record. ready_file: written (JSON: zmq, http,
-    pid) once all ports are open.
+    pid) once all ports are open. state_file: what the group is, for the next coordinator.
     """
 
     group: GroupConfig
@@ -23,3 +23,4 @@ class CoordinatorSettings:
     http_port: int = 7411
     term: int = 1
     ready_file: Path | None = None
+    state_file: Path | None = None

@@ -260,7 +260,9 @@ class Hello(Message, frozen=True, kw_only=True, tag="hello"):
 class Report(Message, frozen=True, kw_only=True, tag="report"):
     """Heartbeat: sent every interval and at once when something changed.
 
-    seq: grows with every report of this boot. term, goal: newest goal accepted (-1: none).
+    seq: grows with every report of this boot. term, leader: of the newest goal accepted. goal: its
+    number, -1 when there is none or when it did not come to this boot of the sidecar, but lay in
+    its journal: the coordinator has to say it again.
     launcher: the launcher answers on its socket. gate: None while the API server does not answer.
     leaving: the instance was told to go (SIGTERM) and waits to be released.
     """
@@ -271,6 +273,7 @@ class Report(Message, frozen=True, kw_only=True, tag="report"):
     seq: int
     term: int = -1
     goal: int = -1
+    leader: str = ""
     launcher: bool = True
     warm: bool = False
     engine: EngineReport = EngineReport()
@@ -287,6 +290,8 @@ class Report(Message, frozen=True, kw_only=True, tag="report"):
 class Goal(Message, frozen=True, kw_only=True, tag="goal"):
     """What one instance should be. Whole, so the newest (term, seq) is all a sidecar needs.
 
+    leader: the coordinator process that leads this term. Two that could not know of each other may
+    take the same term; the sidecars obey the first of them and the other one learns again.
     launch: the engine that should run, None for none. kill: stop without grace (SIGKILL).
     ready: what the readiness probe answers. released: a leaving instance may end now.
     watch: poll the engine's shared phase (only during an operation: the poll costs the engine).
@@ -296,6 +301,7 @@ class Goal(Message, frozen=True, kw_only=True, tag="goal"):
     instance: str
     term: int
     seq: int
+    leader: str = ""
     generation: int
     operation: str = ""
     launch: LaunchSpec | None = None

@@ -27,6 +27,7 @@ from elasticmoe_protocol.messages import (
 )
 
 from elasticmoe_sidecar import http, link
+from elasticmoe_sidecar.confirmation import Confirmation
 from elasticmoe_sidecar.instance import Instance
 from elasticmoe_sidecar.journal import Journal
 from elasticmoe_sidecar.leave import Leave
@@ -56,10 +57,11 @@ class Agent:
 
     def __init__(self, settings: Settings, journal: Journal, link: Link) -> None:
         self._settings, self._journal, self._link = settings, journal, link
-        self._boot, self._incarnation = uuid.uuid4().hex, incarnation_of(settings)
+        self._incarnation = incarnation_of(settings)
+        self._confirmation, self._confirmed = Confirmation(), False
         self._version = importlib.metadata.version("elasticmoe")
         self._tell = asyncio.Event()
-        self._seq = 0
+        self._boot, self._seq = uuid.uuid4().hex, 0
         self._error = ""
         self._heard = False
         self._greeted: Hello | None = None
@@ -68,7 +70,9 @@ class Agent:
         self.leave = Leave(settings.policy, settings.leave_grace_s, self._tell.set)
         if journal.goal is not None:
             self.leave.note(journal.goal.released)
-        self._instance = Instance(settings, journal, self.metrics, self._tell.set)
+        self._instance = Instance(
+            settings, journal, self._confirmation, self.metrics, self._tell.set
+        )
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -86,6 +90,7 @@ class Agent:
         due = 0.0
         await self._instance.looked()
         while True:
+            self._notice_pause()
             await self._say_hello()
             report = self._what_is()
             now = time.monotonic()
@@ -98,6 +103,13 @@ class Agent:
                 async with asyncio.timeout(due - now):
                     await self._tell.wait()
             self._tell.clear()
+
+    def _notice_pause(self) -> None:
+        """After a pause this process is to the coordinator as one that was started anew."""
+        before, self._confirmed = self._confirmed, self._confirmation.holds()
+        if before and not self._confirmed:
+            logger.warning("this sidecar stood still for a while: it asks what holds now")
+            self._boot, self._seq, self._greeted = uuid.uuid4().hex, 0, None
 
     async def _say_hello(self) -> None:
         """Introduce this instance once its facts are known, and again when they change."""
@@ -122,7 +134,8 @@ class Agent:
             boot=self._boot,
             seq=self._seq,
             term=-1 if goal is None else goal.term,
-            goal=-1 if goal is None else goal.seq,
+            goal=goal.seq if goal is not None and self._confirmed else -1,
+            leader="" if goal is None else goal.leader,
             leaving=self.leave.asked,
             error=self._error,
         )
@@ -161,6 +174,7 @@ class Agent:
         present = self._journal.goal
         if present is not None and (goal.term, goal.seq) == (present.term, present.seq):
             self.metrics.goal("repeated")
+            self._confirm()
             return
         try:
             self._journal.accept(goal)
@@ -171,6 +185,11 @@ class Agent:
         self._error = ""
         self.metrics.goal("accepted")
         self.leave.note(goal.released)
+        self._confirm()
+
+    def _confirm(self) -> None:
+        self._confirmation.confirm()
+        self._confirmed = True
         self._instance.obey()
 
     async def _mind_silence(self) -> None:

@@ -3,7 +3,8 @@
 Each step may be repeated: launcher and gate know a launch and a resize by their ids. The rules:
 an engine with another launch id is gone before the next one starts; a launch that ended by itself
 is not started again (that is the coordinator's decision, as a new launch); a resize that the gate
-knows is not sent again; readiness is taken away first and given last.
+knows is not sent again; what the group has to do together (start, resize) waits until the
+coordinator is known to want it still; readiness is taken away first and given last.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ class Observed:
     """What is. launcher, gate: None while not known (no answer, or a step made it stale).
 
     started: the last engine ordered. stopped: the last stop sent by this process. preflight: id of
-    the check that runs or ran last.
+    the check that runs or ran last. confirmed: the coordinator sent the goal to this very process,
+    which did not stand still since; a journal may be older than the layout that serves now.
     """
 
     launcher: LauncherState | None = None
@@ -75,6 +77,7 @@ class Observed:
     started: Started | None = None
     stopped: StopEngine | None = None
     preflight: str = ""
+    confirmed: bool = True
 
 
 def next_step(goal: Goal, observed: Observed, stop_grace_s: int = 10) -> Step | None:
@@ -85,6 +88,8 @@ def next_step(goal: Goal, observed: Observed, stop_grace_s: int = 10) -> Step | 
     if launcher.ready and not goal.ready:
         return SetReady(False)
     step = _engine_step(goal, observed, launcher, stop_grace_s) or _gate_step(goal, observed)
+    if isinstance(step, StartEngine | StartScale) and not observed.confirmed:
+        step = None
     if step is not None:
         return step
     if goal.preflight is not None and goal.preflight.check != observed.preflight:

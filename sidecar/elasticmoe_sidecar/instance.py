@@ -19,6 +19,7 @@ from elasticmoe_protocol.messages import (
 )
 
 from elasticmoe_sidecar import observe
+from elasticmoe_sidecar.confirmation import Confirmation
 from elasticmoe_sidecar.converge import (
     Observed,
     RunPreflight,
@@ -55,11 +56,12 @@ class Instance:
         self,
         settings: Settings,
         journal: Journal,
+        confirmation: Confirmation,
         metrics: Metrics,
         changed: Callable[[], None],
     ) -> None:
         self._settings, self._journal, self._metrics = settings, journal, metrics
-        self._changed = changed
+        self._confirmation, self._changed = confirmation, changed
         host_ip = settings.host_ip or settings.address
         self._launcher = Launcher(settings.launcher_socket, host_ip)
         self._gate = Gate(settings.gate_socket)
@@ -98,7 +100,7 @@ class Instance:
         await self._look_gate.looked.wait()
 
     def obey(self) -> None:
-        """The journal has a new goal."""
+        """The journal has a new goal, or its goal was confirmed."""
         self._step_failure = None
         self._new_goal.set()
         self._work.set()
@@ -209,6 +211,7 @@ class Instance:
             started=self._journal.started,
             stopped=self._stopped,
             preflight=self._check,
+            confirmed=self._confirmation.holds(),
         )
         return next_step(goal, observed, self._settings.stop_grace_s)
 

@@ -33,6 +33,19 @@ class Contents(msgspec.Struct, frozen=True, kw_only=True):
     started: Started | None = None
 
 
+def stale(goal: Goal, present: Goal | None) -> str:
+    """Why `goal` must not replace the present one; empty when it may, and for the same again."""
+    if present is None or goal.term > present.term:
+        return ""
+    if goal.term < present.term:
+        return f"term {goal.term} is over, term {present.term} has begun"
+    if goal.leader != present.leader:
+        return f"term {goal.term} is led by another coordinator"
+    if goal.seq < present.seq:
+        return f"goal {goal.seq} of term {goal.term} is older than goal {present.seq}"
+    return ""
+
+
 class Journal:
     """Contents on disk and in memory, always the same.
 
@@ -66,11 +79,7 @@ class Journal:
                 f"the goal is for {goal.deployment}/{goal.instance}, "
                 f"this is {self._deployment}/{self._instance}"
             )
-        if goal.term < self.term:
-            return f"term {goal.term} is over, term {self.term} has begun"
-        if self.goal and (goal.term, goal.seq) < (self.goal.term, self.goal.seq):
-            return f"goal {goal.seq} of term {goal.term} is older than goal {self.goal.seq}"
-        return ""
+        return stale(goal, self.goal)
 
     def accept(self, goal: Goal) -> None:
         """Keep a goal to which there is no objection."""

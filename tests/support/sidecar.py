@@ -52,6 +52,7 @@ class Coordinator:
         self.reports: list[Report] = []
         self.refusals: list[Refused] = []
         self._met: set[str] = set()
+        self._goals: dict[str, Goal] = {}
         self.term, self._seq = 1, 0
 
     async def run(self) -> None:
@@ -62,6 +63,8 @@ class Coordinator:
                 case Hello():
                     self.hellos.append(message)
                     self._met.add(message.boot)
+                    if (newest := self._goals.get(message.instance)) is not None:
+                        await self.send(message.instance, newest)
                 case Report():
                     self.reports.append(message)
                     if message.boot not in self._met:
@@ -86,7 +89,7 @@ class Coordinator:
             generation=1,
             record=Record(generation=1),
         )
-        goal = msgspec.structs.replace(base, **fields)
+        goal = self._goals[instance] = msgspec.structs.replace(base, **fields)
         await self.send(instance, goal)
         return goal
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from elasticmoe_coordinator.core.config import GroupConfig
 from elasticmoe_coordinator.core.group import Group
+from elasticmoe_coordinator.core.learning import Memory
 from elasticmoe_coordinator.core.outbox import ProbeAnswer, Rejected, TargetRequest
 from elasticmoe_coordinator.core.status import GroupStatus
 from elasticmoe_protocol.messages import (
@@ -28,6 +29,7 @@ from elasticmoe_protocol.messages import (
     ScaleOrder,
 )
 from elasticmoe_sidecar import observe
+from elasticmoe_sidecar.confirmation import STOOD_STILL_S
 from elasticmoe_sidecar.converge import (
     Observed,
     RunPreflight,
@@ -39,7 +41,7 @@ from elasticmoe_sidecar.converge import (
     launch_is_lost,
     next_step,
 )
-from elasticmoe_sidecar.journal import Started
+from elasticmoe_sidecar.journal import Started, stale
 from elasticmoe_sidecar.states import (
     EngineState,
     GateState,
@@ -152,13 +154,13 @@ class Host:
     boot: str = ""
     seq: int = 0
     goal: Goal | None = None
-    term: int = -1
     started: Started | None = None
     stopped: StopEngine | None = None
     preflight: PreflightOutcome | None = None
     unfit: str = ""
     leaving: bool = False
     greeted: bool = False
+    confirmed: bool = False
     told_at: float = -9.0
     last_told: Report | None = None
     stop_grace_s: int = 3
@@ -180,8 +182,18 @@ class Faults:
 class World:
     """Everything outside the coordinator's rules, and the clock."""
 
-    def __init__(self, config: GroupConfig, seed: int = 0, traffic: bool = True) -> None:
+    def __init__(
+        self,
+        config: GroupConfig,
+        seed: int = 0,
+        traffic: bool = True,
+        engine_limit: float = ENGINE_LIMIT_S,
+        keeps_state: bool = True,
+    ) -> None:
         self.config, self.now = config, 1000.0
+        self._engine_limit = engine_limit
+        self._keeps_state = keeps_state
+        self._memory: Memory | None = None
         self._began = self.now
         self._random = random.Random(seed)
         self._ids = (f"i{number}" for number in itertools.count())
@@ -191,10 +203,16 @@ class World:
         self.traffic = traffic
         self.long_request_until = 0.0
         self.broken: list[str] = []
+        self.amnesia = False
+        """A coordinator without a state file led although no sidecar of the group had answered."""
         self.log: list[str] = []
         self.unplanned = False
         """An engine was lost, so requests may have failed."""
         self.starts = 0
+        self.recoveries: list[str] = []
+        """Why engines were restarted although nobody wanted it."""
+        self._routes: dict[str, tuple[str, str]] = {}
+        """Instance -> name and boot of the sidecar whose connection goals to it are sent over."""
         self._wire: list[tuple[float, int, str, object]] = []
         self._sent = itertools.count()
         self.coordinator_until = 0.0
@@ -207,8 +225,11 @@ class World:
     # --- what a test does -----------------------------------------------------------------------
 
     def restart_coordinator(self) -> None:
-        self.group = Group(self.config, term=1, now=self.now, new_id=self.next_id)
+        self.group = Group(
+            self.config, term=1, now=self.now, new_id=self.next_id, memory=self._memory
+        )
         self._wire = [one for one in self._wire if one[2] != "up"]
+        self._routes.clear()
         self.say("coordinator starts")
 
     def add(self, name: str, ordinal: int | None = None, **facts: object) -> Host:
@@ -254,12 +275,26 @@ class World:
         host.engine, host.ready = None, False
         host.launcher_boot = self.next_id()
 
+    def freeze_coordinator(self, seconds: float) -> None:
+        self.say(f"coordinator is frozen for {seconds:g} s")
+        self.coordinator_until = self.now + seconds
+
+    def freeze_sidecar(self, name: str, seconds: float) -> None:
+        self.say(f"sidecar of {name} is frozen for {seconds:g} s")
+        self.hosts[name].frozen_until = self.now + seconds
+        if seconds >= STOOD_STILL_S:
+            self._renew(self.hosts[name])
+
     def restart_sidecar(self, name: str, away: float = 0.0) -> None:
         host = self.hosts[name]
         self.say(f"sidecar of {name} is killed")
-        host.boot, host.seq, host.greeted = self.next_id(), 0, False
+        self._renew(host)
         host.last_told, host.stopped, host.preflight = None, None, None
         host.sidecar_until = self.now + away
+
+    def _renew(self, host: Host) -> None:
+        """To the coordinator its sidecar is another one now."""
+        host.boot, host.seq, host.greeted, host.confirmed = self.next_id(), 0, False, False
 
     def put(self, size: int, operation: str = "") -> str:
         assert self.group is not None
@@ -329,18 +364,29 @@ class World:
         assert self.group is not None
         before = self.group.status(self.now)
         outbox = self.group.tick(self.now)
+        memory = self.group.memory
+        if before.state == "Learning" and memory is not None:
+            live = any(topology.alive() for topology in self.topologies)
+            self.amnesia = self.amnesia or (live and not memory.record.members)
+        if self._keeps_state:
+            self._memory = memory or self._memory
         self.log.extend(
             f"{self.now - self._began:7.1f}   {note.level}: {note.text}" for note in outbox.notes
         )
         for goal in outbox.goals:
-            self._send("down", (goal.instance, goal))
+            self._send("down", (self._routes[goal.instance], goal))
         for name in outbox.introduce:
-            self._send("down", (name, Introduce(deployment=self.config.deployment)))
+            introduce = Introduce(deployment=self.config.deployment)
+            self._send("down", (self._routes[name], introduce))
         for probe in outbox.probes:
             host = self.hosts.get(probe.instance)
             engine = self._seen(host) if host and host.there else None
             self.group.probed(ProbeAnswer(probe.instance, engine), self.now)
         self._check_status(before)
+        after = self.status.operation
+        if after is not None and (before.operation is None or before.operation.id != after.id):
+            forced = after.kind == "recover" or after.reason.startswith("prepare did not end")
+            self.recoveries += [after.reason] if forced else []
 
     def _check_status(self, before: GroupStatus) -> None:
         status = self.status
@@ -382,26 +428,29 @@ class World:
     def _to_coordinator(self, message: object) -> None:
         assert self.group is not None
         if isinstance(message, Hello):
-            self.group.hello(message, self.now)
+            if not self.group.hello(message, self.now):
+                self._routes[message.instance] = (message.instance, message.boot)
         elif isinstance(message, Report):
             if not self.group.report(message, self.now):
-                self._send("down", (message.instance, Introduce(deployment="moe")))
+                route = (message.instance, message.boot)
+                self._send("down", (route, Introduce(deployment="moe")))
         elif isinstance(message, tuple) and isinstance(message[1], Refused):
             self.group.refused(message[0], message[1], self.now)
 
-    def _to_sidecar(self, name: str, message: object) -> None:
+    def _to_sidecar(self, route: tuple[str, str], message: object) -> None:
+        name, boot = route
         host = self.hosts[name]
-        if not host.there or self._away(host):
+        if not host.there or self._away(host) or host.boot != boot:
             return
         if isinstance(message, Introduce):
             host.greeted = False
         elif isinstance(message, Goal):
-            newest = (host.goal.term, host.goal.seq) if host.goal else (-1, -1)
-            if (message.term, message.seq) < newest or message.term < host.term:
-                refused = Refused(deployment="moe", reason="old", term=host.term)
+            if reason := stale(message, host.goal):
+                term = host.goal.term if host.goal else -1
+                refused = Refused(deployment="moe", reason=reason, term=term)
                 self._send("up", (name, refused))
                 return
-            host.goal, host.term = message, message.term
+            host.goal, host.confirmed = message, True
 
     def _away(self, host: Host) -> bool:
         return self.now < max(host.frozen_until, host.sidecar_until)
@@ -442,7 +491,8 @@ class World:
             boot=host.boot,
             seq=host.seq,
             term=host.goal.term if host.goal else -1,
-            goal=host.goal.seq if host.goal else -1,
+            goal=host.goal.seq if host.goal and host.confirmed else -1,
+            leader=host.goal.leader if host.goal else "",
             launcher=True,
             warm=True,
             engine=self._seen(host),
@@ -501,6 +551,7 @@ class World:
             started=host.started,
             stopped=host.stopped,
             preflight=host.preflight.check if host.preflight else "",
+            confirmed=host.confirmed,
         )
         step = next_step(goal, observed, host.stop_grace_s)
         match step:
@@ -673,7 +724,7 @@ class World:
         complete = set(joiners) == set(range(topology.size, resize.target)) and not hanging
         fault = self.faults.resize
         if resize.committing is None:
-            if waited >= ENGINE_LIMIT_S:
+            if waited >= self._engine_limit:
                 if hanging or fault == "hang":
                     for engine in list(old.values()):
                         self._die(engine, "DistStoreError")
@@ -691,6 +742,9 @@ class World:
                 self.faults.resize = ""
                 topology.broken = self.unplanned = True
                 self._fail(topology, resize, 500)
+                return
+            if not complete:  # a joiner died in the commit
+                topology.broken = self.unplanned = True
                 return
             self._committed(topology, resize, joiners)
 

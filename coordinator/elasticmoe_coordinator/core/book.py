@@ -101,6 +101,14 @@ class Book:
         """Unix seconds at which the running phase began."""
         return self.running.started + sum(timing.seconds for timing in self.running.phases)
 
+    def began(self, phase: str) -> float:
+        """Unix seconds at which a phase that runs or ran last began."""
+        when = found = self.running.started
+        for timing in self.running.phases:
+            found = when if timing.phase == phase else found
+            when += timing.seconds
+        return when if self.running.phase == phase else found
+
     def enter(self, phase: str, now: float) -> None:
         """Go to another phase, or begin the same one anew."""
         took = Timings(phase=self.running.phase, seconds=max(0.0, now - self.phase_since()))

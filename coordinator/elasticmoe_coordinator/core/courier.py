@@ -15,11 +15,13 @@ from elasticmoe_coordinator.core.view import Order
 class Courier:
     """The newest goal of each instance, and whether it knows it.
 
+    leader: this coordinator's own id.
     specs: launch id -> how it was ordered.
     """
 
     deployment: str
     term: int
+    leader: str
     repeat: float
     goals: dict[str, Goal] = field(default_factory=dict)
     specs: dict[str, LaunchSpec] = field(default_factory=dict)
@@ -39,7 +41,7 @@ class Courier:
         return (
             goal is not None
             and report is not None
-            and (report.term, report.goal) == (goal.term, goal.seq)
+            and (report.term, report.leader, report.goal) == (goal.term, goal.leader, goal.seq)
         )
 
     def knows(self, instance: Instance) -> tuple[str, str]:
@@ -64,6 +66,7 @@ class Courier:
             instance=instance.name,
             term=self.term,
             seq=present.seq if present else -1,
+            leader=self.leader,
             generation=record.generation,
             operation=operation,
             launch=order.launch,
@@ -84,6 +87,10 @@ class Courier:
             return None
         self._sent[instance.name] = now
         return wanted
+
+    def foreign(self, term: int, leader: str) -> bool:
+        """Whether a goal of this term and leader is a sign of another coordinator's rule."""
+        return term > self.term or (term == self.term and leader != self.leader)
 
     def forget(self, name: str) -> None:
         """The instance is gone."""

@@ -12,7 +12,7 @@ from elasticmoe_coordinator.core import describe, loss, reconcile
 from elasticmoe_coordinator.core.book import Book
 from elasticmoe_coordinator.core.config import GroupConfig
 from elasticmoe_coordinator.core.courier import Courier
-from elasticmoe_coordinator.core.learning import Learning
+from elasticmoe_coordinator.core.learning import Learning, Memory
 from elasticmoe_coordinator.core.members import Instance, Roster
 from elasticmoe_coordinator.core.operations import KINDS, restart
 from elasticmoe_coordinator.core.outbox import (
@@ -39,18 +39,25 @@ class Group:
     """Everything in, everything out; no clock, no socket, no chance of its own.
 
     Times (`now`) are Unix seconds. `new_id` makes ids for operations and launches. term: the lowest
-    that may be used; what the sidecars have seen raises it.
+    that may be used; what the sidecars have seen raises it. memory: what the coordinator before
+    this one wrote down, if that is there.
     """
 
     def __init__(
-        self, config: GroupConfig, *, term: int, now: float, new_id: Callable[[], str]
+        self,
+        config: GroupConfig,
+        *,
+        term: int,
+        now: float,
+        new_id: Callable[[], str],
+        memory: Memory | None = None,
     ) -> None:
         self.config = config
         self._new_id = new_id
         self._roster = Roster(silence=config.suspect_after * config.heartbeat)
-        self._learning: Learning | None = Learning(config, term - 1, now)
+        self._learning: Learning | None = Learning(config, term - 1, now, memory)
         self._book = Book(self._learning.record(), new_id, config.history)
-        self._courier = Courier(config.deployment, 0, 2 * config.heartbeat)
+        self._courier = self._new_courier()
         self._stall = loss.Stall(now)
         self._outbox = Outbox()
         self._ticked = now
@@ -66,8 +73,9 @@ class Group:
         if refusal:
             return refusal
         accepted = message.accepted
-        if self._learning is None and accepted is not None and accepted.term > self._courier.term:
-            self._learn_again(accepted.term, now)
+        term, leader = (accepted.term, accepted.leader) if accepted else (-1, "")
+        if self._learning is None and self._courier.foreign(term, leader):
+            self._learn_again(term, now)
             self._roster.hello(message, now)
         if self._learning is not None:
             self._learning.heard(accepted)
@@ -82,7 +90,7 @@ class Group:
             return False
         if self._learning is not None:
             self._learning.passed(message.term)
-        elif message.term > self._courier.term:
+        elif self._courier.foreign(message.term, message.leader):
             self._learn_again(message.term, now)
         return True
 
@@ -190,6 +198,13 @@ class Group:
             self._view(now), term=self._courier.term, missing=missing, loss=self._loss
         )
 
+    @property
+    def memory(self) -> Memory | None:
+        """What to write down before anything is sent; None while there is nothing to add."""
+        if self._learning is not None:
+            return None
+        return Memory(self._courier.term, self._book.record)
+
     # --- a turn ---------------------------------------------------------------------------------
 
     def tick(self, now: float) -> Outbox:
@@ -197,8 +212,10 @@ class Group:
         away = now - self._ticked
         self._ticked = now
         if away > STOOD_STILL:
-            self._roster.shift(away)
-            self._stall.shift(away)
+            self._roster.shift(away, now)
+            self._stall.shift(away, now)
+            if self._learning is not None:
+                self._learning.shift(away, now)
         if self._learning is not None and self._learning.complete(self._roster, now):
             self._lead(self._learning)
         if self._learning is None:
@@ -350,6 +367,9 @@ class Group:
         size = len(record.members)
         self._say("info", f"term {self._courier.term}: {size} ranks, desired {record.desired}")
 
+    def _new_courier(self) -> Courier:
+        return Courier(self.config.deployment, 0, self._new_id(), 2 * self.config.heartbeat)
+
     def _learn_again(self, term: int, now: float) -> None:
         """Another coordinator was here meanwhile: all that is known may be old."""
         self._say("warning", f"term {term} was seen: this coordinator learns everything again")
@@ -358,7 +378,7 @@ class Group:
         self._outbox.introduce.extend(self._roster.instances)
         self._outbox.goals.clear()
         self._roster.instances.clear()
-        self._courier = Courier(self.config.deployment, 0, 2 * self.config.heartbeat)
+        self._courier = self._new_courier()
         self._stall = loss.Stall(now)
         self._loss = ""
 

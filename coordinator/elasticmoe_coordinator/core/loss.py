@@ -38,9 +38,9 @@ class Stall:
         self._layout: tuple[Member, ...] = ()
         self._moved_once = False
 
-    def shift(self, seconds: float) -> None:
+    def shift(self, seconds: float, now: float) -> None:
         """The coordinator itself stood still for so long."""
-        self._moved_at += seconds
+        self._moved_at = min(self._moved_at + seconds, now)
 
     def judge(self, view: View, expected_still: bool) -> str:
         """Why the group hangs, "" when it does not. Call it each turn."""

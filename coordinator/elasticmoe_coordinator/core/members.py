@@ -164,11 +164,11 @@ class Roster:
         """It is gone and nothing depends on it."""
         self.instances.pop(name, None)
 
-    def shift(self, seconds: float) -> None:
+    def shift(self, seconds: float, now: float) -> None:
         """The coordinator itself stood still for so long: nobody was silent in that time."""
         for known in self.instances.values():
-            known.seen += seconds
-            known.gate_seen += seconds
+            known.seen = min(known.seen + seconds, now)
+            known.gate_seen = min(known.gate_seen + seconds, now)
 
 
 def place(instance: Instance) -> tuple[int, int]:

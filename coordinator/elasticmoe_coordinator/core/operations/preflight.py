@@ -15,7 +15,7 @@ def failure(view: View, newcomers: Sequence[str]) -> str:
     for name in newcomers:
         found = view.fresh(name)
         known = view.roster.get(name)
-        if known is None or (known.leaving):
+        if known is not None and known.leaving:
             return f"{name} left before it could join"
         outcome = found.report.preflight if found and found.report else None
         if outcome is not None and outcome.check == _check(view, name) and not outcome.ok:

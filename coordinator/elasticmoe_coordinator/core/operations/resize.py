@@ -6,6 +6,7 @@ hangs half-way kills them after 300 s; a failed commit leaves a topology that no
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -17,6 +18,8 @@ from elasticmoe_coordinator.core.view import Order, View
 State = Literal["going", "done", "refused", "prepare_failed", "commit_failed", "late"]
 ENGINE_LIMIT = 300
 """Seconds that vLLM gives a prepare; its own drain limit has to end before."""
+ENGINE_COMMIT_LIMIT = 600
+"""Seconds that vLLM gives a commit."""
 
 
 def participants(view: View) -> tuple[Member, ...]:
@@ -46,7 +49,7 @@ def judge(view: View) -> tuple[State, str]:
     if phase_error is not None:
         error = f"the engines gave up: {phase_error or 'no reason given'}"
         return ("commit_failed" if committing or succeeded else "prepare_failed"), error
-    if view.waited() > limit:
+    if view.waited() > limit and not (committing and _only_unheard(view, outcomes)):
         return ("commit_failed" if committing else "late"), f"not done after {limit:g} s"
     return "going", ""
 
@@ -55,6 +58,9 @@ def advance(view: View) -> bool:
     """One turn in `prepare` or `commit`; True when all old ranks are done."""
     book = view.book
     operation = book.running
+    gates = view.gates(book.record.members)
+    if any(gate and gate.scale and gate.scale.operation == operation.id for gate in gates):
+        book.told = operation.id  # by the coordinator before this one, if it was not this one
     if operation.phase == "prepare" and book.told != operation.id:
         names = [one.instance for one in participants(view)]
         if view.all_know(names):
@@ -66,7 +72,6 @@ def advance(view: View) -> bool:
             else:
                 restart_old(view, error)
         return False
-    gates = view.gates(book.record.members)
     if operation.phase == "prepare" and any(_committing(gate) for gate in gates):
         book.enter("commit", view.now)
     state, error = judge(view)
@@ -80,9 +85,15 @@ def advance(view: View) -> bool:
     elif state == "late":
         restart_old(view, error)
     elif state == "commit_failed":
-        book.end("failed", view.now, f"failed in commit: {error}")
-        book.begin("recover", "kill", view.now, to_size=book.record.desired, reason=error)
+        commit_failed(view, error)
     return False
+
+
+def commit_failed(view: View, error: str) -> None:
+    """Nobody knows the topology any more: all engines are started anew."""
+    book = view.book
+    book.end("failed", view.now, f"failed in commit: {error}")
+    book.begin("recover", "kill", view.now, to_size=book.record.desired, reason=error)
 
 
 def restart_old(view: View, error: str) -> None:
@@ -112,6 +123,19 @@ def order(view: View, name: str, order: Order) -> Order:
         drain_timeout_s=max(1, min(operation.drain_timeout_s, 60)),
     )
     return replace(order, scale=scale)
+
+
+def _only_unheard(view: View, outcomes: Sequence[ScaleOutcome | None]) -> bool:
+    """Who is not known to be done has a sidecar that is away, and no engine known to be gone.
+
+    A commit is one step of all ranks: the outcome is there when the sidecar is back.
+    """
+    pairs = zip(view.book.record.members, outcomes, strict=True)
+    unfinished = [one.instance for one, found in pairs if not found or found.state == "running"]
+    return view.waited() <= ENGINE_COMMIT_LIMIT and all(
+        view.roster.get(name) is None or (view.fresh(name) is None and not view.unreachable(name))
+        for name in unfinished
+    )
 
 
 def _outcome(gate: GateReport | None, operation: str) -> ScaleOutcome | None:

@@ -50,7 +50,7 @@ class Restart:
     """preflight -> drain -> stop -> start."""
 
     down = frozenset({"stop", "start"})
-    still = frozenset({"drain", "stop", "start"})
+    still = down
 
     def advance(self, view: View) -> None:
         """See `Operation`."""

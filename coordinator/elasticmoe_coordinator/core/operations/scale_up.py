@@ -8,6 +8,9 @@ from elasticmoe_coordinator.core.layout import choose, plan
 from elasticmoe_coordinator.core.operations import preflight, resize, restart
 from elasticmoe_coordinator.core.view import Order, View
 
+ATTEMPTS = 5
+"""So often joiners may be replaced before the operation is withdrawn."""
+
 
 class ScaleUp:
     """wait (for instances) -> preflight -> launch -> prepare -> commit -> settle."""
@@ -20,7 +23,9 @@ class ScaleUp:
         book = view.book
         phase = book.running.phase
         joining = [one.instance for one in book.record.joining]
-        if phase == "wait":
+        if phase in ("preflight", "launch") and self._replaced(view):
+            self._wait_again(view)
+        elif phase == "wait":
             self._wait(view)
         elif phase == "preflight":
             if error := preflight.failure(view, joining):
@@ -38,6 +43,8 @@ class ScaleUp:
             error = self._lost_joiner(view)
             if error and phase == "prepare":
                 self._joiner_died(view, error)
+            elif error:
+                resize.commit_failed(view, error)
             elif resize.advance(view):
                 record = book.record
                 book.update(members=record.members + record.joining, joining=())
@@ -86,6 +93,21 @@ class ScaleUp:
                 error = f"nothing was heard from {', '.join(unheard)} yet"
             book.end("withdrawn", view.now, error)
 
+    def _replaced(self, view: View) -> bool:
+        """A joiner is another one than at the beginning; nobody was told of it yet."""
+        known = [view.roster.get(one.instance) for one in view.book.record.joining]
+        return any(one is not None and one.replaced_at > view.book.phase_since() for one in known)
+
+    def _wait_again(self, view: View) -> None:
+        book = view.book
+        if book.running.attempt >= ATTEMPTS:
+            names = ", ".join(one.instance for one in book.record.joining)
+            book.end("withdrawn", view.now, f"{names}: replaced again and again, see why it ends")
+            return
+        book.enter("wait", view.now)
+        book.amend(attempt=book.running.attempt + 1)
+        book.update(joining=())
+
     def _joiner_died(self, view: View, error: str) -> None:
         """Nobody can take its place in the same operation, and the engines may die of it."""
         book = view.book
@@ -98,8 +120,8 @@ class ScaleUp:
         for member in view.book.record.joining:
             known = view.roster.get(member.instance)
             found = view.fresh(member.instance)
-            if known is None or known.replaced_at > view.book.running.started:
-                return f"{member.instance} is gone"
+            if known is not None and known.replaced_at > view.book.began("launch"):
+                return f"{member.instance} was replaced by another one"
             if found is None:
                 continue
             engine = found.engine
