@@ -101,6 +101,8 @@ def restart_old(view: View, error: str) -> None:
     book = view.book
     stay = book.names[: book.running.to_size]
     spent = view.waited()
+    # Until they were restarted they take no other resize, and the drain may last too long for that.
+    book.update(elastic=False, inelastic_reason=f"a resize did not end in prepare: {error}")
     book.end("failed", view.now, error)
     restart.begin(
         book,
