@@ -16,6 +16,7 @@ from support.rules import (
     posted,
     ranks,
     request,
+    restart,
     steps,
     story,
     until,
@@ -23,7 +24,7 @@ from support.rules import (
     until_phase,
     until_serving,
 )
-from support.virtual import ENGINE_LIMIT_S, World
+from support.virtual import ENGINE_LIMIT_S, World, small_config
 
 
 def launches(world: World) -> dict[str, str]:
@@ -225,6 +226,28 @@ def test_an_operation_id_stands_for_one_size():
         world.put(2, "op")
     assert (ended.value.code, ended.value.operation) == ("conflict", "op")
     assert world.status.desired == 3
+
+
+@pytest.mark.xfail(strict=True, reason="an operation that ended smaller is not known by its size")
+@pytest.mark.parametrize("how", ["target", "restart"])
+def test_the_same_operation_is_the_same_also_when_it_had_to_end_smaller(how):
+    world = World(small_config(size=None if how == "target" else 2))
+    for number in range(2):
+        world.add(f"h{number}")
+    if how == "restart":
+        until_serving(world, 2)
+    else:
+        until(world, lambda: world.status.state == "Waiting")
+
+    def ask() -> str:
+        if how == "target":
+            return world.group.set_target(request("op", 3), world.now)[0].id
+        return restart(world, 3, "op").id
+
+    assert ask() == "op"
+    ended = until_ended(world, "op")
+    assert (ended.state, ended.to_size) == ("succeeded", 2)
+    assert ask() == "op"
 
 
 @pytest.mark.parametrize("phase", ["preflight", "launch", "prepare", "commit"])
@@ -463,6 +486,27 @@ def test_a_prepare_that_hangs_in_the_old_ranks_is_given_up_too():
     assert not world.broken
     until(world, lambda: world.try_put(2))
     until_serving(world, 2)
+
+
+def test_no_resize_is_sent_while_a_prepare_that_was_given_up_may_still_hang():
+    """The drain before the restart lasts too long, so the engines are as they were."""
+    world = World(small_config(size=3, prepare_limit=240.0), engine_limit=300.0)
+    for number in range(4):
+        world.add(f"h{number}")
+    until_serving(world, 3)
+    world.faults.joiner = "hang"
+    world.long_request_until = world.now + 300
+    until_ended(world, world.put(4), 300)
+    until(world, lambda: world.status.operation is None)
+    assert (last(world).kind, last(world).state) == ("restart", "withdrawn")
+    assert not world.status.elastic
+    world.long_request_until = 0.0
+    ended = until_ended(world, world.put(2))
+    assert ended.kind == "restart"
+    assert "did not end in prepare" in ended.reason
+    until_serving(world, 2)
+    assert world.status.elastic
+    assert not world.broken
 
 
 def test_a_joiner_that_dies_after_its_handshake_costs_a_warm_restart_of_the_old_size():
