@@ -99,7 +99,7 @@ class _Supervisor:
         environ = {**os.environ, **instance.environ, "PYTHONPATH": python_path}
         words = instance.launcher_words()
         try:
-            self._launcher = _child(words, environ)
+            self._launcher = _child(words, signal.SIGTERM, environ)
         except OSError as error:
             raise CommandFailed(
                 f"{instance.python} can't be started ({error.strerror}): name the Python that has "
@@ -132,7 +132,8 @@ class _Supervisor:
             self._end(self._sidecar)
 
     def _start_sidecar(self) -> subprocess.Popen[bytes]:
-        return _child(self._instance.sidecar_words())
+        # SIGTERM could have it wait for a release that nobody gives.
+        return _child(self._instance.sidecar_words(), signal.SIGKILL)
 
     def _stop(self, *_: object) -> None:
         """The first signal asks the sidecar to leave, the second one doesn't wait for it."""
@@ -151,12 +152,12 @@ class _Supervisor:
 
 
 def _child(
-    words: Sequence[str], environ: Mapping[str, str] | None = None
+    words: Sequence[str], last: signal.Signals, environ: Mapping[str, str] | None = None
 ) -> subprocess.Popen[bytes]:
-    """A process that gets SIGTERM should this one be killed: nobody else would end it."""
+    """A process that gets the signal `last` should this one be killed: nobody else would end it."""
     libc = ctypes.CDLL(None)
 
     def die_with_parent() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        libc.prctl(_PR_SET_PDEATHSIG, last)
 
     return subprocess.Popen(words, env=environ, start_new_session=True, preexec_fn=die_with_parent)

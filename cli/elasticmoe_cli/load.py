@@ -83,7 +83,11 @@ class Balancer:
 
 
 class Load:
-    """`clients` users, each with one streaming request after the other. A context manager."""
+    """`clients` users, each with one streaming request after the other. A context manager.
+
+    keep_alive_s: how long an idle connection is kept. Less than the server's (5 s in vLLM), or a
+    request may meet a connection that is being closed.
+    """
 
     def __init__(
         self,
@@ -93,10 +97,11 @@ class Load:
         clients: int = 4,
         max_tokens: int = 24,
         pause_s: float = 0.0,
+        keep_alive_s: float = 2.0,
     ) -> None:
         self.result = Result()
         self._model, self._clients, self._max_tokens = model, clients, max_tokens
-        self._pause_s = pause_s
+        self._pause_s, self._keep_alive_s = pause_s, keep_alive_s
         self.balancer = Balancer(endpoints)
         self._stopping = asyncio.Event()
         self._answered = asyncio.Event()
@@ -105,7 +110,11 @@ class Load:
         self.on_chunk: Callable[[], None] = lambda: None
 
     async def __aenter__(self) -> Load:
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=100)
+        limits = httpx.Limits(
+            max_connections=None,
+            max_keepalive_connections=100,
+            keepalive_expiry=self._keep_alive_s,
+        )
         self._http = httpx.AsyncClient(timeout=REQUEST_LIMIT_S, limits=limits)
         self._balancing = asyncio.create_task(self.balancer.run())
         self._tasks = [asyncio.create_task(self._user(n)) for n in range(self._clients)]
