@@ -37,7 +37,7 @@ class StateFile:
             return None
         try:
             found = msgspec.json.decode(self._path.read_bytes(), type=_Contents)
-        except (OSError, msgspec.MsgspecError) as error:
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
             logger.error("%s is not used, the sidecars are asked: %s", self._path, error)
             return None
         if found.deployment != self._deployment:

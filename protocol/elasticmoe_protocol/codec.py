@@ -51,8 +51,11 @@ class WrongVersion(FrameError):
 
 
 def encode(message: Message) -> list[bytes]:
-    """Frames of a message. Raises TooLarge."""
-    body = msgspec.msgpack.encode(message)
+    """Frames of a message. Raises FrameError, and nothing else whatever it holds."""
+    try:
+        body = msgspec.msgpack.encode(message)
+    except (OverflowError, UnicodeEncodeError) as error:
+        raise Malformed(f"a message can't be sent: {error}") from None
     if len(body) > MAX_BYTES:
         raise TooLarge(f"a message of {len(body)} bytes is over the limit of {MAX_BYTES}")
     return [b"%s%d" % (_MAGIC, VERSION), body]

@@ -13,6 +13,7 @@ import fcntl
 import hmac
 import os
 import secrets
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import TypeVar
 
 import msgspec
 import zmq
+from zmq.utils import z85
 
 COORDINATOR_FILE = "coordinator.json"
 SIDECAR_FILE = "sidecar.json"
@@ -38,6 +40,10 @@ class Pair(msgspec.Struct, frozen=True, kw_only=True):
     public: str
     secret: str
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for what are no keys."""
+        _check(self.public, self.secret)
+
 
 class CoordinatorKeys(msgspec.Struct, frozen=True, kw_only=True):
     """The coordinator's pair, the client keys that it takes, and older tokens still valid."""
@@ -46,6 +52,10 @@ class CoordinatorKeys(msgspec.Struct, frozen=True, kw_only=True):
     clients: tuple[str, ...]
     tokens: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for what are no keys."""
+        _check(*self.clients)
+
 
 class SidecarKeys(msgspec.Struct, frozen=True, kw_only=True):
     """The sidecars' pair and the coordinator's public key."""
@@ -53,11 +63,19 @@ class SidecarKeys(msgspec.Struct, frozen=True, kw_only=True):
     pair: Pair
     server: str
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for what are no keys."""
+        _check(self.server)
+
 
 def ensure_keys(folder: Path) -> None:
-    """Make what is missing; safe when two processes do it at once. Raises OSError."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _locked(folder):
+    """Make what is missing; safe when two processes do it at once. Raises KeysError.
+
+    A folder that has all (a mounted secret) is not written to.
+    """
+    if (folder / COORDINATOR_FILE).exists() and (folder / TOKEN_FILE).exists():
+        return
+    with _changing(folder, make=True):
         if not (folder / COORDINATOR_FILE).exists():
             client, server = _pair(), _pair()
             _write(folder, SIDECAR_FILE, SidecarKeys(pair=client, server=server.public))
@@ -67,8 +85,8 @@ def ensure_keys(folder: Path) -> None:
 
 
 def rotate(folder: Path) -> None:
-    """New client keys and token; the old ones are taken too until `finish`. Raises OSError."""
-    with _locked(folder):
+    """New client keys and token; the old ones are taken too until `finish`. Raises KeysError."""
+    with _changing(folder):
         old, token, client = load_coordinator(folder), load_token(folder), _pair()
         new = msgspec.structs.replace(
             old, clients=(client.public, *old.clients), tokens=(token, *old.tokens)
@@ -79,8 +97,8 @@ def rotate(folder: Path) -> None:
 
 
 def finish(folder: Path) -> None:
-    """End a rotation: only the newest client key and token are taken. Raises OSError."""
-    with _locked(folder):
+    """End a rotation: only the newest client key and token are taken. Raises KeysError."""
+    with _changing(folder):
         keys, client = load_coordinator(folder), load_sidecar(folder)
         newest = msgspec.structs.replace(keys, clients=(client.pair.public,), tokens=())
         _write(folder, COORDINATOR_FILE, newest)
@@ -115,11 +133,37 @@ def _pair() -> Pair:
     return Pair(public=public.decode(), secret=secret.decode())
 
 
+def _check(*given: str) -> None:
+    """Raises ValueError when one is no CURVE key."""
+    for key in given:
+        try:
+            size = len(z85.decode(key.encode("ascii")))
+        except (ValueError, KeyError, struct.error):
+            size = 0
+        if size != 32:
+            raise ValueError("not a CURVE key of 40 characters")
+
+
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    with open(os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600), "wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _changing(folder: Path, make: bool = False) -> Iterator[None]:
+    """Alone with the folder. Raises KeysError."""
+    try:
+        if make:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with open(os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600), "wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+    except KeysError:
+        raise
+    except FileNotFoundError:
+        raise KeysError(
+            f"there are no keys in {folder}: make them first with `elasticmoe keys make`"
+        ) from None
+    except OSError as error:
+        raise KeysError(
+            f"{folder} can't be written ({error.strerror}): choose another folder, or put keys "
+            "there that were made elsewhere"
+        ) from None
 
 
 def _write(folder: Path, name: str, content: CoordinatorKeys | SidecarKeys) -> None:
@@ -150,7 +194,7 @@ def _content(folder: Path, name: str) -> bytes:
 def _read(folder: Path, name: str, kind: type[K]) -> K:
     try:
         return msgspec.json.decode(_content(folder, name), type=kind)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise KeysError(
             f"{folder / name} is not a key file ({error}): delete the folder's files and make "
             "new ones, for all of the group"
