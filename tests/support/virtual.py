@@ -366,8 +366,10 @@ class World:
         outbox = self.group.tick(self.now)
         memory = self.group.memory
         if before.state == "Learning" and memory is not None:
-            live = any(topology.alive() for topology in self.topologies)
-            self.amnesia = self.amnesia or (live and not memory.record.members)
+            known = {one.launch for one in (*memory.record.members, *memory.record.joining)}
+            live = [topology for topology in self.topologies if topology.alive()]
+            launches = {one.spec.launch for two in live for one in two.engines.values()}
+            self.amnesia = self.amnesia or (bool(launches) and known.isdisjoint(launches))
         if self._keeps_state:
             self._memory = memory or self._memory
         self.log.extend(
