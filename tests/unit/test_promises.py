@@ -272,6 +272,10 @@ def test_promise_6_any_size_any_number_of_times_ends_at_that_size(seed):
     assert world.status.generation == 1
 
 
+def start_fails(world: World) -> None:
+    world.faults.start = "exit"
+
+
 @pytest.mark.parametrize("size", [2, 3, 4])
 @pytest.mark.parametrize(
     "state", ["starting", "recovering", "restarting", "resizing", "inelastic", "failed"]
@@ -292,9 +296,7 @@ def test_promise_6_in_any_state(state, size):
         until_ended(world, world.put(4))
     else:
         world.kill_engine("h1")
-        while world.status.state != "Failed":
-            world.faults.start = "exit"
-            world.step()
+        steps(world, lambda: start_fails(world), lambda: world.status.state == "Failed")
         world.faults.start = ""
     until(world, lambda: world.try_put(size))
     until_serving(world, size)

@@ -6,7 +6,9 @@ import dataclasses
 
 import pytest
 from elasticmoe_coordinator.core.fitness import WARM_LIMIT, objection
-from support.rules import group, instance, member, until_serving
+from elasticmoe_coordinator.core.members import Roster
+from elasticmoe_protocol.messages import Hello
+from support.rules import facts, group, instance, member, until_serving
 
 
 def judged(*, reference=None, now=0.0, **changes):
@@ -93,6 +95,28 @@ def test_a_cold_launcher_is_waited_for_and_then_taken():
     assert "being imported" in judged(warm=False, registered_at=10.0, now=10.0)
     assert "being imported" in judged(warm=False, registered_at=10.0, now=9.9 + WARM_LIMIT)
     assert judged(warm=False, registered_at=10.0, now=10.0 + WARM_LIMIT) == ""
+
+
+def test_a_name_belongs_to_one_incarnation_until_it_is_silent():
+    roster = Roster(silence=1.5)
+
+    def hello(incarnation: str, now: float) -> str:
+        message = Hello(
+            deployment="moe",
+            instance="one",
+            incarnation=incarnation,
+            boot=f"boot of {incarnation}",
+            facts=facts(),
+        )
+        return roster.hello(message, now)
+
+    assert hello("first", 0.0) == ""
+    assert "another instance is registered as one" in hello("second", 1.0)
+    assert roster.get("one").incarnation == "first"
+    assert hello("first", 1.5) == ""
+    assert hello("second", 3.5) == ""
+    assert roster.get("one").incarnation == "second"
+    assert roster.get("one").replaced_at == 3.5
 
 
 @pytest.mark.parametrize(

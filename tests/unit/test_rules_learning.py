@@ -83,6 +83,16 @@ def test_a_size_asked_for_while_a_member_is_unheard_waits_for_it(size):
     assert not world.broken
 
 
+def test_nobody_takes_the_place_of_a_member_that_is_unheard():
+    world = group(2, instances=4)
+    world.freeze_sidecar("h1", 15)
+    world.restart_coordinator()
+    until(world, lambda: world.try_put(3))
+    until_serving(world, 3)
+    assert ranks(world) == {0: "h0", 1: "h1", 2: "h2"}
+    assert world.status.generation == 1
+
+
 def test_joiners_are_waited_for_too():
     world = group(2, instances=3)
     world.put(3)
@@ -149,6 +159,18 @@ def test_each_coordinator_has_a_higher_term_than_any_before():
         until_serving(world, 2)
         assert world.status.term == term
         assert {host.goal.term for host in world.hosts.values()} == {term}
+
+
+def test_engines_are_wanted_in_the_same_words_as_before():
+    world = group(2, instances=3)
+    until_ended(world, world.put(3))
+    world.run(1)
+    before = {name: host.goal.launch for name, host in world.hosts.items()}
+    world.restart_coordinator()
+    until_serving(world, 3)
+    world.run(1)
+    assert {host.goal.term for host in world.hosts.values()} == {2}
+    assert {name: host.goal.launch for name, host in world.hosts.items()} == before
 
 
 def test_what_was_asked_of_the_one_before_is_known_by_its_id():

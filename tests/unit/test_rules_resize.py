@@ -151,6 +151,37 @@ def test_a_shrink_is_sent_only_when_the_leavers_are_closed_and_have_nothing_to_d
     assert sent == [("closed", 0)] * (4 - size)
 
 
+def test_a_request_that_came_to_a_lame_duck_at_its_end_is_finished_first():
+    world = group(3)
+    operation = world.put(2)
+    until_phase(world, "scale_down", "close")
+    engine(world, "h2").in_flight = 1
+    world.long_request_until = world.now + 6
+    while world.now < world.long_request_until:
+        assert world.status.operation.phase == "close"
+        assert not any(posted(world).values())
+        world.step()
+    assert until_ended(world, operation).state == "succeeded"
+    assert not world.broken
+
+
+def test_a_leaver_is_stopped_only_when_its_engine_says_that_it_retired():
+    world = group(3)
+    operation = world.put(2)
+    until_phase(world, "scale_down", "commit")
+    leaver = engine(world, "h2")
+    world.freeze_coordinator(5)  # so that it does not see the engine retire at once
+    until(world, lambda: leaver.retired, 4)
+    leaver.retired = False
+    world.run(20)
+    assert engine(world, "h2") is leaver
+    assert not leaver.stopping
+    assert world.status.operation.phase == "retire"
+    leaver.retired = True
+    assert until_ended(world, operation).state == "succeeded"
+    assert world.hosts["h2"].engine is None
+
+
 def test_every_rank_is_told_once():
     world = group(3, instances=4)
     grown = world.put(4)
@@ -398,6 +429,16 @@ def test_a_size_that_the_engines_refuse_leaves_the_group_as_it_is():
     world.faults.resize = ""
     assert until_ended(world, world.put(3)).kind == "scale_up"
     until_serving(world, 3)
+
+
+def test_a_joiner_of_a_failed_resize_is_safe_to_delete_only_without_its_engine():
+    world = group(2, instances=3)
+    world.faults.resize = "refuse"
+    until_ended(world, world.put(3))
+    assert world.hosts["h2"].engine is not None
+    assert not member(world, "h2").safe_to_delete
+    until(world, lambda: member(world, "h2").safe_to_delete, 30)
+    assert world.hosts["h2"].engine is None
 
 
 def test_a_failed_prepare_costs_the_elasticity_and_the_next_resize_is_a_restart():
