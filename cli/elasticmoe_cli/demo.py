@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -203,7 +205,8 @@ class _Demo:
             before = await asyncio.to_thread(coordinator.status)
             killed = time.monotonic()
             victim = f"r{size - 1}"
-            await asyncio.to_thread(kill_engine, self._group.run_dir(victim))
+            core = await asyncio.to_thread(engine_core, self._group.run_dir(victim))
+            os.kill(core, signal.SIGKILL)
             noticed = await self._await(lambda s: s["state"] == "Recovering")
             started = noticed
 
@@ -288,22 +291,20 @@ class _Demo:
             )
 
 
-def kill_engine(run_dir: Path) -> None:
-    """SIGKILL to an engine's core (or its API server where there is no other process)."""
-    import os
-    import signal
-
+def engine_core(run_dir: Path) -> int:
+    """Process of an engine's core (or its API server where there is no other process)."""
     transport = httpx.HTTPTransport(uds=str(run_dir / "launcher.sock"))
     with httpx.Client(transport=transport, base_url="http://launcher") as client:
         engine = client.get("/state").json()["engine"]
     others = [pid for pid in engine["pids"] if pid != engine["pid"]]
-    cores = [pid for pid in others if "EngineCore" in _name(pid)]
-    os.kill((cores or others or [engine["pid"]])[0], signal.SIGKILL)
+    cores = [pid for pid in others if "EngineCor" in _names(pid)]  # comm has 15 characters
+    found: int = (cores or others or [engine["pid"]])[0]
+    return found
 
 
-def _name(pid: int) -> str:
+def _names(pid: int) -> str:
     try:
-        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+        return "".join(Path(f"/proc/{pid}/{file}").read_text() for file in ("cmdline", "comm"))
     except OSError:
         return ""
 

@@ -44,7 +44,9 @@ def status(group: Mapping[str, Any], extra: RenderableType | None = None) -> Ren
     """The whole group: a head line, the running operation, a row for each instance."""
     colour = _COLOURS.get(group["state"], "magenta")
     size, desired = group["size"], group["desired"]
-    words = [f"{size} rank{'s' * (size != 1)}" + (f" ({desired} desired)" * (size != desired))]
+    words = [f"{size} rank{'s' * (size != 1)}"]
+    if size != desired and group["operation"] is None:
+        words[0] += f" ({desired} desired)"
     if group["generation"]:
         words.append(f"generation {group['generation']}")
     if group["slotsPerRank"]:

@@ -239,7 +239,7 @@ def differs(one: Sequence[float], other: Sequence[float], tolerance: float) -> b
     """Whether two lists of log-probabilities are not the same."""
     if len(one) != len(other):
         return True
-    return any(abs(a - b) > tolerance for a, b in zip(one, other, strict=True))
+    return not all(abs(a - b) <= tolerance for a, b in zip(one, other, strict=True))  # nan differs
 
 
 def endpoints_of(status: dict[str, Any]) -> list[Endpoint]:

@@ -18,6 +18,7 @@ from typing import Any
 
 import httpx
 from elasticmoe_cli.api import Coordinator
+from elasticmoe_cli.demo import engine_core
 from elasticmoe_cli.errors import CommandFailed
 from elasticmoe_cli.load import Load, endpoints_of
 from elasticmoe_cli.local import LocalGroup, Options, free_port
@@ -103,9 +104,7 @@ class Local:
 
     def core(self, name: str) -> int:
         """The process of an instance's engine core."""
-        pids = self.launcher(name)["engine"]["pids"]
-        [found] = [pid for pid in pids if "EngineCore" in " ".join(_words(pid))]
-        return int(found)
+        return engine_core(self.group.run_dir(name))
 
     async def until(
         self, what: str, true: Callable[[Status], object], limit_s: float = LIMIT_S
@@ -217,7 +216,10 @@ class Local:
 
     @asynccontextmanager
     async def users(self, *, may_fail: bool = False, clients: int = 4) -> AsyncIterator[Load]:
-        """Streaming users from before the block to after it; none of their requests fails."""
+        """Streaming users from before the block to after it; none of their requests fails.
+
+        may_fail: what became of their requests is not looked at.
+        """
         known: list[Status] = []
 
         def endpoints() -> list[Any]:
@@ -229,7 +231,8 @@ class Local:
         async with load:
             await asyncio.wait_for(load.progress(2 * clients), LIMIT_S)
             yield load
-            await asyncio.wait_for(load.progress(2 * clients), LIMIT_S)
+            if not may_fail:
+                await asyncio.wait_for(load.progress(2 * clients), LIMIT_S)
             result = await asyncio.wait_for(load.stop(), LIMIT_S)
         if not may_fail:
             assert result.failed == 0, dict(result.errors)
