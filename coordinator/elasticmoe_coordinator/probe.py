@@ -26,7 +26,8 @@ class _State(msgspec.Struct, frozen=True):
 async def ask(client: httpx.AsyncClient, probe: Probe) -> ProbeAnswer:
     """`GET /state` on the launcher's probe port; no answer that makes sense is None."""
     try:
-        response = await client.get(f"http://{probe.address}:{probe.port}/state", timeout=LIMIT_S)
+        url = httpx.URL(scheme="http", host=probe.address, port=probe.port, path="/state")
+        response = await client.get(url, timeout=LIMIT_S)
         engine = msgspec.json.decode(response.content, type=_State).engine
     except (httpx.HTTPError, httpx.InvalidURL, msgspec.MsgspecError):
         return ProbeAnswer(probe.instance, None)

@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 TICK_S = 0.1
 MESSAGES_A_TURN = 1000
+SHUTDOWN_S = 3
+"""Requests that are still answered at the end get so long."""
 LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
@@ -51,8 +53,9 @@ class Server:
             lambda: self.group.status(time.time()), lambda: sockets.dropped.counts
         )
         self._asking: set[asyncio.Task[None]] = set()
-        self._client = httpx.AsyncClient()
-        self._ended: set[str] = set()
+        # Not through a proxy from the environment: launchers are asked directly or not at all.
+        self._client = httpx.AsyncClient(trust_env=False)
+        self._counted = time.time()
         self._grumbled: dict[tuple[str, str], float] = {}
 
     async def run(self) -> None:
@@ -61,20 +64,27 @@ class Server:
             while True:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(TICK_S):
-                        await self._take(*await self._sockets.receive())
+                        await self._read()
                 # All that waits is read before anybody is judged: after a pause of this process
                 # the newest words of others lie in the queue.
                 for _ in range(MESSAGES_A_TURN):
                     if not await self._sockets.has_more():
                         break
-                    await self._take(*await self._sockets.receive())
+                    await self._read()
                 outbox = self.group.tick(time.time())
                 self._keep()
                 await self._give(outbox)
+                await asyncio.sleep(0)  # whatever comes in, HTTP is answered too
         finally:
             for task in self._asking:
                 task.cancel()
             await self._client.aclose()
+
+    async def _read(self) -> None:
+        """One message, if it can be read: one that can't must not keep the clock waiting."""
+        arrived = await self._sockets.receive()
+        if arrived is not None:
+            await self._take(*arrived)
 
     async def _take(self, route: bytes, message: ToCoordinator) -> None:
         now = time.time()
@@ -123,11 +133,12 @@ class Server:
         self.group.probed(await probe.ask(self._client, question), time.time())
 
     def _count_ended(self) -> None:
-        history = self.group.status(time.time()).history
-        for operation in history:
-            if operation.id not in self._ended:
+        """Operations that ended in this process's life; those learnt of were counted before."""
+        until = self._counted
+        for operation in self.group.status(time.time()).history:
+            if operation.ended is not None and operation.ended > until:
                 self.metrics.ended(operation)
-        self._ended = {operation.id for operation in history}
+                self._counted = max(self._counted, operation.ended)
 
     def _grumble(self, instance: str, line: str) -> None:
         """Log a refusal, once a minute the same one."""
@@ -138,7 +149,10 @@ class Server:
 
 
 def run(settings: CoordinatorSettings) -> int:
-    """Run a coordinator until SIGTERM or SIGINT; returns the exit status."""
+    """Run a coordinator until SIGTERM or SIGINT; returns the exit status.
+
+    2: it could not begin, and a line in the log says what to do.
+    """
     try:
         keys.ensure_keys(settings.keys_dir)
         listener = _listen(settings.http_host, settings.http_port)
@@ -154,11 +168,12 @@ def _listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen(128)
     except OSError as error:
         listener.close()
         raise OSError(
             f"the HTTP address {host}:{port} can't be used ({error.strerror}): choose another "
-            "--http-port"
+            "--http-port or --http-host"
         ) from None
     return listener
 
@@ -172,7 +187,13 @@ async def _serve(settings: CoordinatorSettings, listener: socket.socket) -> int:
         server = Server(settings, sockets)
         version = importlib.metadata.version("elasticmoe")
         api = http.app(server.group, settings.keys_dir, server.metrics, version)
-        config = uvicorn.Config(api, log_config=None, access_log=False, lifespan="off")
+        config = uvicorn.Config(
+            api,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=SHUTDOWN_S,
+        )
         web = _Web(config)
         working = asyncio.create_task(server.run())
         answering = asyncio.create_task(web.serve(sockets=[listener]))
@@ -184,15 +205,18 @@ async def _serve(settings: CoordinatorSettings, listener: socket.socket) -> int:
             host,
             port,
         )
-        _tell_ready(settings, sockets.endpoint, f"http://{host}:{port}")
         stopping = asyncio.create_task(stop.wait())
-        await asyncio.wait({working, answering, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        web.should_exit = True
-        working.cancel()
-        stopping.cancel()
-        await asyncio.wait({working, answering})
-        if not working.cancelled():
-            working.result()
+        try:
+            _tell_ready(settings, sockets.endpoint, f"http://{host}:{port}")
+            await asyncio.wait({working, answering, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            web.should_exit = True
+            working.cancel()
+            stopping.cancel()
+            await asyncio.wait({working, answering})
+        for task in (working, answering):
+            if not task.cancelled():
+                task.result()
     return 0
 
 
@@ -209,8 +233,14 @@ def _tell_ready(settings: CoordinatorSettings, endpoint: str, address: str) -> N
     if settings.ready_file is None:
         return
     fresh = settings.ready_file.with_suffix(".new")
-    fresh.write_text(json.dumps({"zmq": endpoint, "http": address, "pid": os.getpid()}))
-    os.replace(fresh, settings.ready_file)
+    try:
+        fresh.write_text(json.dumps({"zmq": endpoint, "http": address, "pid": os.getpid()}))
+        os.replace(fresh, settings.ready_file)
+    except OSError as error:
+        raise OSError(
+            f"{settings.ready_file} can't be written ({error.strerror}): choose another "
+            "--ready-file"
+        ) from None
 
 
 def _new_id() -> str:

@@ -35,7 +35,12 @@ QUEUE = 64
 RECONNECT_MS = 100
 RECONNECT_MAX_MS = 2000
 LOG_EVERY_S = 60.0
+LINE = 300
+"""Characters of a log line that quotes what arrived."""
 KEYS_EVERY_S = 1.0
+AGAIN_S = 5.0
+"""A sidecar without a connection for so long connects anew: after a refusal ZeroMQ itself gives up
+for good (measured, libzmq 4.3.5)."""
 _DOMAIN = "elasticmoe"
 
 
@@ -52,37 +57,27 @@ class Dropped:
         now = time.monotonic()
         if now - self._told.get(reason, -LOG_EVERY_S) >= LOG_EVERY_S:
             self._told[reason] = now
-            logger.warning("dropped a message (%s): %s", reason, text)
+            line = " ".join(text.split())[:LINE]
+            logger.warning("dropped a message (%s): %s", reason, line)
 
 
 class _ClientKeys:
-    """Which clients may come in (ZAP); read again when the key file changes."""
+    """Which clients may come in (ZAP). The key file is read for each: a rotation holds at once."""
 
     def __init__(self, folder: Path, dropped: Dropped) -> None:
-        self._file = folder / keys.COORDINATOR_FILE
         self._folder, self._dropped = folder, dropped
-        self._stamp, self._looked = 0, -KEYS_EVERY_S
         self._known: frozenset[bytes] = frozenset()
 
     def callback(self, domain: str, key: bytes) -> bool:
         """Called by pyzmq for each new connection, with the key in Z85."""
-        self._refresh()
+        # A file that can't be read just now takes nobody's key away.
+        with contextlib.suppress(OSError):
+            loaded = keys.load_coordinator(self._folder)
+            self._known = frozenset(one.encode() for one in loaded.clients)
         known = key in self._known
         if not known:
             self._dropped.note("wrong_key", "a client with an unknown key wanted to connect")
         return known
-
-    def _refresh(self) -> None:
-        now = time.monotonic()
-        if now - self._looked < KEYS_EVERY_S:
-            return
-        self._looked = now
-        with contextlib.suppress(OSError):
-            stamp = self._file.stat().st_mtime_ns
-            if stamp != self._stamp:
-                loaded = keys.load_coordinator(self._folder)
-                self._known = frozenset(key.encode() for key in loaded.clients)
-                self._stamp = stamp
 
 
 class CoordinatorSocket:
@@ -120,7 +115,7 @@ class CoordinatorSocket:
             socket.bind(self._bind)
         except zmq.ZMQError as error:
             socket.close()
-            self._close()
+            await self._close()
             raise OSError(f"{self._bind} can't be used ({error}): choose another --bind") from None
         endpoint = socket.get(zmq.LAST_ENDPOINT)
         self.endpoint = endpoint.decode() if isinstance(endpoint, bytes) else self._bind
@@ -129,19 +124,21 @@ class CoordinatorSocket:
 
     async def __aexit__(self, *_: object) -> None:
         self._socket.close()
-        self._close()
+        await self._close()
 
-    def _close(self) -> None:
+    async def _close(self) -> None:
         self._auth.stop()
+        # Its task lets go of the file descriptor in the loop's next turns; a socket that gets the
+        # same number before that would stay deaf.
+        for _ in range(3):
+            await asyncio.sleep(0)
         self._context.term()
 
-    async def receive(self) -> tuple[bytes, ToCoordinator]:
-        """The next message that can be read, and the connection that it came by."""
-        while True:
-            frames = await self._socket.recv_multipart()
-            message = await self._read(frames)
-            if message is not None:
-                return frames[0], message
+    async def receive(self) -> tuple[bytes, ToCoordinator] | None:
+        """The next message and the connection that it came by; None: it could not be read."""
+        frames = await self._socket.recv_multipart()
+        message = await self._read(frames)
+        return None if message is None else (frames[0], message)
 
     async def has_more(self) -> bool:
         """Whether something has arrived already."""
@@ -173,8 +170,11 @@ class CoordinatorSocket:
 
     async def answer(self, route: bytes, message: ToSidecar) -> None:
         """Send over a connection, or drop it when that can't be done at once."""
-        with contextlib.suppress(zmq.ZMQError):
-            await self._socket.send_multipart([route, *encode(message)], zmq.NOBLOCK)
+        try:
+            with contextlib.suppress(zmq.ZMQError):
+                await self._socket.send_multipart([route, *encode(message)], zmq.NOBLOCK)
+        except FrameError as error:
+            self.dropped.note(error.kind, str(error))
 
 
 class SidecarSocket:
@@ -187,18 +187,24 @@ class SidecarSocket:
         self.dropped = Dropped()
 
     async def __aenter__(self) -> SidecarSocket:
-        self._stamp = self._key_stamp()
-        self._socket = self._connect()
+        self._socket = self._make()
+        try:
+            self._connect()
+        except OSError:
+            self._close()
+            raise
         self._renewal = asyncio.create_task(self._renew())
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self._renewal.cancel()
+        self._close()
+
+    def _close(self) -> None:
         self._socket.close()
         self._context.term()
 
-    def _connect(self) -> zmq.asyncio.Socket:
-        own = keys.load_sidecar(self._keys_dir)
+    def _make(self) -> zmq.asyncio.Socket:
         socket = self._context.socket(zmq.DEALER)
         # The same name after a reconnection: the coordinator's answers find the way.
         socket.set(zmq.ROUTING_ID, self._name)
@@ -211,50 +217,64 @@ class SidecarSocket:
         socket.set(zmq.HEARTBEAT_TIMEOUT, 10000)
         # Without a connection nothing queues up: what is old when it arrives helps nobody.
         socket.set(zmq.IMMEDIATE, 1)
-        socket.curve_serverkey = own.server.encode()
-        socket.curve_secretkey = own.pair.secret.encode()
-        socket.curve_publickey = own.pair.public.encode()
+        return socket
+
+    def _connect(self) -> None:
+        """Connect with the keys as they are now. Raises OSError."""
+        stamp = self._key_stamp()
+        own = keys.load_sidecar(self._keys_dir)
+        with contextlib.suppress(zmq.ZMQError):
+            self._socket.disconnect(self._address)
+        # The keys hold for connections made from now on.
+        self._socket.curve_serverkey = own.server.encode()
+        self._socket.curve_secretkey = own.pair.secret.encode()
+        self._socket.curve_publickey = own.pair.public.encode()
         try:
-            socket.connect(self._address)
+            self._socket.connect(self._address)
         except zmq.ZMQError as error:
-            socket.close()
             raise OSError(
                 f"{self._address} is no address of a coordinator ({error}): give tcp://HOST:PORT"
             ) from None
-        return socket
+        self._stamp = stamp
+
+    @property
+    def connected(self) -> bool:
+        """Whether a message sent now goes out."""
+        return bool(int(self._socket.get(zmq.EVENTS)) & zmq.POLLOUT)
 
     async def send(self, message: ToCoordinator) -> None:
         """Send, or drop it when that can't be done at once."""
-        with contextlib.suppress(zmq.ZMQError):
-            await self._socket.send_multipart(encode(message), zmq.NOBLOCK)
+        try:
+            with contextlib.suppress(zmq.ZMQError):
+                await self._socket.send_multipart(encode(message), zmq.NOBLOCK)
+        except FrameError as error:
+            self.dropped.note(error.kind, str(error))
 
     async def receive(self) -> ToSidecar:
         """The next message that can be read."""
         while True:
-            socket = self._socket
-            if not await socket.poll(1000) or socket is not self._socket:
-                continue
-            frames = await socket.recv_multipart()
+            frames = await self._socket.recv_multipart()
             try:
                 return decode_for_sidecar(frames)
             except FrameError as error:
                 self.dropped.note(error.kind, str(error))
 
-    def _key_stamp(self) -> int:
+    def _key_stamp(self) -> tuple[int, int]:
+        """Changes with the file: a second one within the same clock tick is another inode."""
         try:
-            return (self._keys_dir / keys.SIDECAR_FILE).stat().st_mtime_ns
+            stat = (self._keys_dir / keys.SIDECAR_FILE).stat()
         except OSError:
-            return 0
+            return 0, 0
+        return stat.st_mtime_ns, stat.st_ino
 
     async def _renew(self) -> None:
-        """Connect anew when the keys were rotated."""
+        """Connect anew when the keys were rotated, or there was no connection for too long."""
+        alone = 0.0
         while True:
             await asyncio.sleep(KEYS_EVERY_S)
-            stamp = self._key_stamp()
-            if stamp in (0, self._stamp):
-                continue
-            self._stamp = stamp
-            with contextlib.suppress(OSError):
-                fresh = self._connect()
-                old, self._socket = self._socket, fresh
-                old.close()
+            alone = 0.0 if self.connected else alone + KEYS_EVERY_S
+            rotated = self._key_stamp() not in ((0, 0), self._stamp)
+            if rotated or alone >= AGAIN_S:
+                alone = 0.0
+                with contextlib.suppress(OSError):
+                    self._connect()
