@@ -207,6 +207,10 @@ class OperationRecord(msgspec.Struct, frozen=True, kw_only=True):
     drain_timeout_s: int = 0
     requested: bool = False
     """Somebody PUT it (its id is theirs), it was not the group's own doing."""
+    asked: int = 0
+    """The size that somebody asked for; `to_size` is smaller when fewer could be had."""
+    urgent: bool = False
+    """Past the drain limit requests are cut whatever the policy: the engines would die."""
 
 
 class Member(msgspec.Struct, frozen=True, kw_only=True):

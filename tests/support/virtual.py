@@ -625,7 +625,10 @@ class World:
         if topology is None or not topology.alive() or engine.retired or self.unplanned:
             return
         resizing = topology.resize is not None and topology.resize.failed
-        if engine.in_flight and self.config.drain_policy == "postpone":
+        memory = self.group.memory if self.group else None
+        running = memory.record.operation if memory else None
+        urgent = running is not None and running.urgent
+        if engine.in_flight and self.config.drain_policy == "postpone" and not urgent:
             self.breaks(f"promise 4: {host.name} is stopped with requests in flight ({resizing=})")
 
     def _die(self, engine: Engine | None, reason: str) -> None:

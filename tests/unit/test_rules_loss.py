@@ -351,7 +351,6 @@ def test_the_coordinator_waits_while_most_ranks_are_silent():
     until(world, lambda: world.status.state == "Recovering", 20)
 
 
-@pytest.mark.xfail(strict=True, reason="the status does not tell of ranks that are silent")
 def test_a_group_that_can_not_be_judged_for_silence_says_so():
     world = group(3)
     world.run(3)

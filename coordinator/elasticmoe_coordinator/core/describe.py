@@ -113,6 +113,10 @@ def _why_not_desired(view: View) -> tuple[str, str]:
     if held := held_back(book):
         again = f"ask for {record.desired} again to have it tried once more"
         return "ResizeFailed", f"{held.error}; {again}"
+    silent = [name for name in book.names if view.roster.silent(name, view.now)]
+    if silent:
+        who = ", ".join(silent)
+        return "RanksSuspect", f"nothing is heard from {who}: see whether its host and sidecar run"
     if last is not None and last.state == "withdrawn" and book.names != wanted(view):
         reason = "DrainTimeout" if "drain timeout" in last.error else "Postponed"
         return reason, last.error

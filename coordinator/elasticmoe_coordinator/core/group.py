@@ -179,12 +179,12 @@ class Group:
             )
         elif not book.size and book.record.desired:
             self._begin(request, now)
-        running = book.operation
-        if running is None:
+        if book.operation is None:
             line = f"there is nothing to restart: {self.status(now).message or 'no group'}"
             book.update(desired=desired)
             raise Rejected("not_ready", line)
-        return describe.operation(running, now), True
+        book.amend(asked=request.size)
+        return describe.operation(book.running, now), True
 
     def operation(self, operation_id: str, now: float) -> OperationStatus | None:
         """An operation, running or one of the last that ended."""
@@ -329,11 +329,11 @@ class Group:
             request.operation_id, self.config.drain_timeout if limit is None else limit
         )
         reconcile.begin_next(self._view(now), asked)
-        running = self._book.operation
-        if running is None:
+        if self._book.operation is None:
             return None, False
+        self._book.amend(asked=request.size)
         self._tell_progress(None)
-        return describe.operation(running, now), True
+        return describe.operation(self._book.running, now), True
 
     def _known(self, request: TargetRequest, now: float) -> OperationStatus | None:
         """The operation of this id. Raises Rejected for an id used for something else."""
@@ -342,11 +342,12 @@ class Group:
         known = self._book.find(request.operation_id)
         if known is None:
             return None
-        if request.size and known.to_size != request.size and known.ended is not None:
-            line = f"operation id {known.id} was used for size {known.to_size}: use another one"
+        asked = known.asked or known.to_size
+        if request.size and asked != request.size:
+            if known.ended is None:
+                raise self._conflict(known)
+            line = f"operation id {known.id} was used for size {asked}: use another one"
             raise Rejected("conflict", line, known.id)
-        if request.size and known.to_size != request.size:
-            raise self._conflict(known)
         return describe.operation(known, now)
 
     def _conflict(self, running: OperationRecord) -> Rejected:

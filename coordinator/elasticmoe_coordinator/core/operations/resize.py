@@ -111,6 +111,7 @@ def restart_old(view: View, error: str) -> None:
         f"prepare did not end ({error}): vLLM's engines would die of it",
         drain_timeout=max(1, int(ENGINE_LIMIT - 20 - spent)),
     )
+    book.amend(urgent=True)
 
 
 def order(view: View, name: str, order: Order) -> Order:

@@ -96,10 +96,10 @@ class Restart:
             return
         if view.waited() <= book.running.drain_timeout_s:
             return
-        if view.config.drain_policy == "abort":
+        running = book.running
+        if running.urgent or view.config.drain_policy == "abort":
             book.enter("stop", view.now)
             return
-        running = book.running
         asked = running.requested and running.from_size == running.to_size
         error = (
             f"requests still ran after {running.drain_timeout_s} s (drain timeout): "
