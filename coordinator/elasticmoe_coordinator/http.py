@@ -6,14 +6,16 @@ import html
 import json
 import time
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import Annotated, Any, Protocol
 
 from elasticmoe_protocol import keys
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security.utils import get_authorization_scheme_param
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from elasticmoe_coordinator import models
 from elasticmoe_coordinator.core.outbox import Rejected, TargetRequest
@@ -22,6 +24,17 @@ from elasticmoe_coordinator.metrics import Metrics
 
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
 _STATUS = {"invalid": 422, "conflict": 409, "not_ready": 409}
+_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
+MAX_BODY = 1 << 16
+"""Bytes of a request; a target has some hundred."""
+_CHANGES: dict[int | str, dict[str, Any]] = {
+    200: {"model": models.Accepted, "description": "It runs already, or nothing is to do"},
+    401: {"model": models.Failure, "description": "The token is missing or wrong"},
+    409: {"model": models.Failure, "description": "Another operation runs, or it is too early"},
+    413: {"model": models.Failure, "description": "The body is too long"},
+    422: {"model": models.Failure, "description": "A size, an id or the body can't be"},
+    503: {"model": models.Failure, "description": "The coordinator can't read its token"},
+}
 
 
 class Rules(Protocol):
@@ -51,12 +64,8 @@ def app(group: Rules, keys_dir: Path, metrics: Metrics, version: str) -> FastAPI
         version=version,
         docs_url=None,
         redoc_url=None,
-        responses={
-            401: {"model": models.Failure},
-            409: {"model": models.Failure},
-            422: {"model": models.Failure},
-        },
     )
+    api.add_middleware(_Bounded)
 
     def authorized(given: Credentials) -> None:
         if given is None or not keys.token_is_valid(keys_dir, given.credentials):
@@ -72,7 +81,7 @@ def app(group: Rules, keys_dir: Path, metrics: Metrics, version: str) -> FastAPI
         description="202: this call began an operation. 200: it runs already, or nothing is to do.",
         dependencies=[Depends(authorized)],
         status_code=202,
-        responses={200: {"model": models.Accepted}},
+        responses=_CHANGES,
     )
     async def target(body: models.Target, response: Response) -> models.Accepted:
         request = TargetRequest(body.operation_id, body.size, body.drain_timeout_seconds)
@@ -85,7 +94,7 @@ def app(group: Rules, keys_dir: Path, metrics: Metrics, version: str) -> FastAPI
         summary="Restart all engines warm, drained first",
         dependencies=[Depends(authorized)],
         status_code=202,
-        responses={200: {"model": models.Accepted}},
+        responses=_CHANGES,
     )
     async def restart(body: models.Restart, response: Response) -> models.Accepted:
         request = TargetRequest(body.operation_id, body.size, body.drain_timeout_seconds)
@@ -96,7 +105,7 @@ def app(group: Rules, keys_dir: Path, metrics: Metrics, version: str) -> FastAPI
     @api.get(
         "/v1/operations/{operation_id}",
         summary="One operation: the running one or one of the last ten",
-        responses={404: {"model": models.Failure}},
+        responses={404: {"model": models.Failure}, 422: {"model": models.Failure}},
     )
     async def operation(operation_id: str) -> models.Operation:
         found = group.operation(operation_id, time.time())
@@ -112,7 +121,12 @@ def app(group: Rules, keys_dir: Path, metrics: Metrics, version: str) -> FastAPI
     async def healthz() -> str:
         return "ok"
 
-    @api.get("/readyz", response_class=PlainTextResponse, summary="It knows its group")
+    @api.get(
+        "/readyz",
+        response_class=PlainTextResponse,
+        summary="It knows its group",
+        responses={503: {"description": "It is learning who is there"}},
+    )
     async def readyz() -> PlainTextResponse:
         learning = group.status(time.time()).state == "Learning"
         return PlainTextResponse("learning" if learning else "ok", 503 if learning else 200)
@@ -121,11 +135,31 @@ def app(group: Rules, keys_dir: Path, metrics: Metrics, version: str) -> FastAPI
     async def docs() -> str:
         return _docs(api)
 
-    _errors(api)
+    _errors(api, keys_dir)
     return api
 
 
-def _errors(api: FastAPI) -> None:
+class _Bounded:
+    """Reads no body past MAX_BODY, whoever sends it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        taken = 0
+
+        async def bounded() -> Message:
+            nonlocal taken
+            message = await receive()
+            taken += len(message.get("body", b""))
+            if taken > MAX_BODY:
+                raise HTTPException(413, f"the body is longer than {MAX_BODY} bytes: send less")
+            return message
+
+        await self._app(scope, bounded, send)
+
+
+def _errors(api: FastAPI, keys_dir: Path) -> None:
     """Every error has the same form."""
 
     @api.exception_handler(Rejected)
@@ -133,7 +167,7 @@ def _errors(api: FastAPI) -> None:
         return _failure(_STATUS[error.code], error.code, error.reason, error.operation)
 
     @api.exception_handler(Unauthorized)
-    async def unauthorized(_: Request, __: Unauthorized) -> JSONResponse:
+    async def unauthorized(_: Request, __: Exception) -> JSONResponse:
         line = (
             "send the group's token as `Authorization: Bearer …`: it is in the file `token` of "
             "the coordinator's keys folder"
@@ -147,15 +181,23 @@ def _errors(api: FastAPI) -> None:
         return _failure(503, "keys", str(error))
 
     @api.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            # Found before anybody asked for the token.
+            _, given = get_authorization_scheme_param(request.headers.get("Authorization"))
+            if not keys.token_is_valid(keys_dir, given):
+                return await unauthorized(request, error)
+            return _failure(422, "invalid", "the body: it is no JSON, send an object")
         where = ".".join(str(part) for part in first["loc"][1:]) or "the body"
         return _failure(422, "invalid", f"{where}: {first['msg']}")
 
     @api.exception_handler(HTTPException)
     async def other(_: Request, error: HTTPException) -> JSONResponse:
-        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "error")
-        return _failure(error.status_code, code, str(error.detail))
+        line = str(error.detail)
+        if line == "Not Found":
+            line = "there is nothing at this path: /docs shows what there is"
+        return _failure(error.status_code, _CODES.get(error.status_code, "error"), line)
 
 
 def _failure(status: int, code: str, message: str, operation: str = "") -> JSONResponse:
