@@ -198,16 +198,16 @@ async def _serve(settings: CoordinatorSettings, listener: socket.socket) -> int:
         working = asyncio.create_task(server.run())
         answering = asyncio.create_task(web.serve(sockets=[listener]))
         host, port = listener.getsockname()[:2]
-        logger.info(
-            "coordinator of %s: sidecars at %s, HTTP at http://%s:%d",
-            settings.group.deployment,
-            sockets.endpoint,
-            host,
-            port,
-        )
         stopping = asyncio.create_task(stop.wait())
         try:
             _tell_ready(settings, sockets.endpoint, f"http://{host}:{port}")
+            logger.info(
+                "coordinator of %s: sidecars at %s, HTTP at http://%s:%d",
+                settings.group.deployment,
+                sockets.endpoint,
+                host,
+                port,
+            )
             await asyncio.wait({working, answering, stopping}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             web.should_exit = True
