@@ -17,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from elasticmoe_protocol import keys
+
 from elasticmoe_cli.errors import CommandFailed
 from elasticmoe_cli.inject import inject
 
@@ -81,6 +83,10 @@ class Instance:
 def run(instance: Instance) -> int:
     """Run an instance until it is told to stop or its launcher ends; returns the exit status."""
     run_dir = instance.run_dir
+    try:
+        keys.load_sidecar(instance.keys_dir)  # before a launcher imports for minutes
+    except keys.KeysError as error:
+        raise CommandFailed(f"{error}, or name its folder with --keys", 2) from None
     try:
         run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         injected = inject(run_dir / "injected")

@@ -525,7 +525,7 @@ def local_down(folder: Dir = None) -> None:
     with _plainly():
         group = _local(folder)
         if not group.exists:
-            raise CommandFailed(f"no group runs in {group.folder}")
+            raise CommandFailed(f"no group runs in {group.folder}: name its folder with --dir")
         group.down()
         typer.echo(f"{group.folder}: the group has ended")
 
