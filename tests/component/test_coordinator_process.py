@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
+from elasticmoe_coordinator import server
 from elasticmoe_protocol import keys
 from elasticmoe_protocol.messages import (
     Goal,
@@ -139,6 +140,16 @@ async def test_it_makes_its_keys_says_where_it_is_and_ends_with_0_on_sigterm(tmp
         process.signal(signal.SIGTERM)
         assert await process.ended() == 0
         assert not [line for line in process.lines if "ERROR" in line or "Traceback" in line]
+
+
+def test_the_port_takes_connections_from_the_moment_it_is_ours():
+    """So nobody who reads the ready file comes too early, and no second one gets it too."""
+    with server._listen("127.0.0.1", 0) as listener:
+        address = listener.getsockname()
+        with socket.create_connection(address, timeout=LIMIT_S):
+            pass
+        with pytest.raises(OSError, match="choose another --http-port"):
+            server._listen(*address)
 
 
 async def test_it_ends_with_0_on_ctrl_c(tmp_path: Path):
