@@ -9,13 +9,13 @@ mkdir -p "$out"; out=$(realpath "$out")
 work=${WORK:-/tmp/elasticmoe-gpu-pack}
 mkdir -p "$work"; cd "$work"
 
-platforms=()
-for glibc in 5 12 17 18 24 26 27 28 31 32 34 35 36 39; do platforms+=(--platform "manylinux_2_${glibc}_x86_64"); done
-platforms+=(--platform manylinux2014_x86_64 --platform manylinux1_x86_64 --platform linux_x86_64 --platform any)
-target=(--only-binary=:all: --python-version 3.12 --implementation cp --abi cp312 --abi abi3 --abi none "${platforms[@]}")
-
-python3 -m pip download -q --no-deps -d wheels "${target[@]}" vllm==0.33.0 nvidia-nccl-cu13==2.30.7 zstandard
-[ -d site ] || python3 -m pip install -q --target site "${target[@]}" --ignore-requires-python --no-compile -r "$here/requirements.txt"
+uv=$here/../../.venv/bin/uv
+[ -x "$uv" ] || uv=uv
+target=(--python-platform x86_64-manylinux_2_39 --python-version 3.12 --only-binary :all:)
+[ -d site ] || "$uv" pip install -q --target site "${target[@]}" -r "$here/requirements.txt"
+platforms=(--platform manylinux_2_28_x86_64 --platform manylinux_2_18_x86_64 --platform manylinux2014_x86_64)
+python3 -m pip download -q --no-deps -d wheels --only-binary=:all: --python-version 3.12 --implementation cp \
+    --abi cp312 --abi abi3 --abi none "${platforms[@]}" vllm==0.33.0 nvidia-nccl-cu13==2.30.7 zstandard
 python3 "$here/drop_installed.py" site "$have"
 
 # Kernels that neither Triton attention nor a small MoE touches stay behind: they are most of the wheel.

@@ -46,8 +46,10 @@ Status = dict[str, Any]
 class Local:
     """A group on this host. `faults` is the file in which faults are switched on and off."""
 
-    def __init__(self, folder: Path, profile: Profile, options: Options) -> None:
-        self.group = LocalGroup(folder)
+    def __init__(
+        self, folder: Path, profile: Profile, options: Options, limit_s: float = LIMIT_S
+    ) -> None:
+        self.group, self.limit_s = LocalGroup(folder), limit_s
         self.faults = folder / "faults"
         self.profile = replace(
             profile, environ={**SIM, **profile.environ, "SIM_FAULTS_FILE": str(self.faults)}
@@ -107,9 +109,10 @@ class Local:
         return engine_core(self.group.run_dir(name))
 
     async def until(
-        self, what: str, true: Callable[[Status], object], limit_s: float = LIMIT_S
+        self, what: str, true: Callable[[Status], object], limit_s: float = 0
     ) -> Status:
         """Await a condition on the status; a coordinator that is away is waited for."""
+        limit_s = limit_s or self.limit_s
         end = time.monotonic() + limit_s
         status: Status | None = None
         while time.monotonic() < end:
@@ -120,7 +123,7 @@ class Local:
             await asyncio.sleep(0.03)
         raise AssertionError(f"not in {limit_s:g} s: {what}; status: {status}")
 
-    async def serves(self, size: int, generation: int = 0, limit_s: float = LIMIT_S) -> Status:
+    async def serves(self, size: int, generation: int = 0, limit_s: float = 0) -> Status:
         """Await a group of this size that is at rest."""
 
         def settled(status: Status) -> bool:
@@ -140,7 +143,7 @@ class Local:
         """Start instances, all at once, and have `size` of them serve; the others stand by."""
         for number in range(size + spare):
             self.group.start_instance(number)
-        until(lambda: self._warm() == size + spare, LIMIT_S)
+        until(lambda: self._warm() == size + spare, self.limit_s)
         if self.status()["policy"] == "declared":
             self.api.scale(size)
         self.group.await_serving(size)
@@ -229,11 +232,11 @@ class Local:
 
         load = Load(endpoints, self.profile.served_model, clients=clients, keep_alive_s=0.5)
         async with load:
-            await asyncio.wait_for(load.progress(2 * clients), LIMIT_S)
+            await asyncio.wait_for(load.progress(2 * clients), self.limit_s)
             yield load
             if not may_fail:
-                await asyncio.wait_for(load.progress(2 * clients), LIMIT_S)
-            result = await asyncio.wait_for(load.stop(), LIMIT_S)
+                await asyncio.wait_for(load.progress(2 * clients), self.limit_s)
+            result = await asyncio.wait_for(load.stop(), self.limit_s)
         if not may_fail:
             assert result.failed == 0, dict(result.errors)
 
@@ -243,9 +246,17 @@ class Local:
 
 
 @contextmanager
-def local_group(folder: Path, size: int = 2, spare: int = 0, **options: Any) -> Iterator[Local]:
+def local_group(
+    folder: Path,
+    size: int = 2,
+    spare: int = 0,
+    *,
+    engine: str = "sim",
+    limit_s: float = LIMIT_S,
+    **options: Any,
+) -> Iterator[Local]:
     """A group of which `size` instances serve and `spare` stand by; ended in any case."""
-    local = Local(folder, find("sim"), Options(**{**QUICK, **options}))
+    local = Local(folder, find(engine), Options(**{**QUICK, **options}), limit_s)
     try:
         if size:
             local.start(size, spare)
