@@ -22,7 +22,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ELASTICMOE_CACHE", str(tmp_path_factory.mktemp("cache")))
         # Each loss counts for a short while only: the tests lose more engines than a group may.
-        limits = {"restart_window_s": 3.0, "prepare_limit_s": 10.0}
+        limits = {"restart_window_s": 3.0, "prepare_limit_s": 7.0}
         with local_group(tmp_path_factory.mktemp("g"), 2, 1, **limits) as local:
             yield local
 
@@ -233,7 +233,7 @@ async def test_a_failed_commit_is_recovered_from(group: Local) -> None:
 
 async def back(group: Local, before: Status, launches: dict[str, str], size: int) -> Status:
     """Await the next generation at this size; nothing of the one before is left."""
-    status = await group.serves(size, before["generation"] + 1)
+    status = await group.serves(size, before["generation"] + 1, 20)
     assert not set(group.launches().values()) & set(launches.values())
     assert status["history"][-1]["kind"] == "recover"
     return status
