@@ -84,10 +84,10 @@ def main() -> int:
     plan = demo.Plan(
         sizes=SIZES,
         clients=options.clients,
-        max_tokens=64,
+        max_tokens=16,
         tolerance=TOLERANCE,
         of_prompt=True,
-        between=64,
+        between=24,
         kill=True,
     )
     try:

@@ -14,6 +14,8 @@ from elasticmoe_protocol import keys
 from elasticmoe_cli.errors import CommandFailed
 
 LIMIT_S = 10.0
+AWAY_S = 30.0
+"""Longest absence of a coordinator in which an operation is waited for."""
 
 
 class Coordinator:
@@ -41,12 +43,22 @@ class Coordinator:
         return self._order("POST", "/v1/restart", size, drain_timeout_s)
 
     def until_ended(self, operation_id: str, poll_s: float = 0.1) -> Iterator[dict[str, Any]]:
-        """An operation again and again, until it has ended. Raises CommandFailed."""
+        """An operation again and again, until it has ended. Raises CommandFailed.
+
+        A coordinator that is started anew meanwhile goes on with it: that is waited for.
+        """
+        known = time.monotonic()
         while True:
-            operation = self.operation(operation_id)
-            yield operation
-            if operation["state"] != "running":
-                return
+            try:
+                operation = self.operation(operation_id)
+            except CommandFailed:
+                if time.monotonic() - known > AWAY_S:
+                    raise
+            else:
+                known = time.monotonic()
+                yield operation
+                if operation["state"] != "running":
+                    return
             time.sleep(poll_s)
 
     def _order(

@@ -16,6 +16,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 import msgspec
+from elasticmoe_protocol.keys import KeysError
 from elasticmoe_protocol.messages import (
     Goal,
     Hello,
@@ -238,6 +239,9 @@ def run(settings: Settings, connect: Connect = link.connect) -> int:
         _check_folder(settings)
         with _alone(settings):
             return asyncio.run(_serve(settings, connect))
+    except KeysError as error:
+        logger.error("%s", error)
+        return 2  # nothing gets better by another start
     except OSError as error:
         logger.error("%s", error)
         return 1

@@ -211,12 +211,8 @@ async def test_a_joiner_that_fails_costs_no_request(group: Local, fault: str) ->
         await group.serves(3)
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="a commit that fails before a sidecar saw it begin is taken for a failed prepare",
-)
 async def test_a_failed_commit_is_recovered_from(group: Local) -> None:
-    """The last of all: the group may be left with ranks that nobody can reach."""
+    """Also one that fails before any sidecar saw it begin."""
     before, launches = await group.serves(2), group.launches()
     async with group.users(may_fail=True):
         group.faults.write_text("0:fail_commit")

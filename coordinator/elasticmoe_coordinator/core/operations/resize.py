@@ -28,27 +28,30 @@ def participants(view: View) -> tuple[Member, ...]:
 
 
 def judge(view: View) -> tuple[State, str]:
-    """How the resize stands, and the first error that an engine gave."""
+    """How the resize stands, and the first error that an engine gave.
+
+    A failure is judged by what all ranks say in the end: one that failed in commit keeps its gate
+    shut for ever, but the first that is heard of it may have been asked a moment before.
+    """
     operation = view.book.running
     gates = view.gates(view.book.record.members)
     outcomes = [_outcome(gate, operation.id) for gate in gates]
-    failed = next((one for one in outcomes if one is not None and one.state == "failed"), None)
-    succeeded = [one for one in outcomes if one is not None and one.state == "succeeded"]
+    ended = [one for one in outcomes if one is not None and one.state != "running"]
+    failed = next((one for one in ended if one.state == "failed"), None)
+    succeeded = any(one.state == "succeeded" for one in ended)
     committing = operation.phase == "commit" or any(_committing(gate) for gate in gates)
     limit = view.config.commit_limit if committing else view.config.prepare_limit
-    if len(succeeded) == len(gates):
+    if failed is None and len(ended) == len(gates):
         return "done", ""
     if failed is not None:
         error = f"the engines refused with status {failed.status}: {failed.error}"
         if committing or succeeded:
             return "commit_failed", error
-        if failed.status == 400:
-            return "refused", error
-        return "prepare_failed", error
+        if len(ended) == len(gates):
+            return ("refused" if failed.status == 400 else "prepare_failed"), error
     phase_error = next((g.phase_error for g in gates if g and g.phase == "failed"), None)
-    if phase_error is not None:
-        error = f"the engines gave up: {phase_error or 'no reason given'}"
-        return ("commit_failed" if committing or succeeded else "prepare_failed"), error
+    if phase_error is not None and committing:
+        return "commit_failed", f"the engines gave up: {phase_error or 'no reason given'}"
     if view.waited() > limit and not (committing and _only_unheard(view, outcomes)):
         return ("commit_failed" if committing else "late"), f"not done after {limit:g} s"
     return "going", ""
