@@ -115,7 +115,7 @@ class Launcher:
         return engine
 
     def until_warm(self) -> Any:
-        return until(lambda: (s := self.state()) and (s["warm"] or s["mode"] == "cold") and s, 60)
+        return until(lambda: (s := self.state()) and (s["warm"] or s["mode"] == "cold") and s, 180)
 
     def start(self, spec: dict[str, Any]) -> tuple[int, Any]:
         return self.call("PUT", "/engine", spec)
