@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from elasticmoe_protocol.messages import OperationRecord
+from elasticmoe_protocol.messages import OperationKind, OperationRecord
 
 from elasticmoe_coordinator.core.layout import redundant_experts
 from elasticmoe_coordinator.core.members import Instance
@@ -14,15 +14,16 @@ from elasticmoe_coordinator.core.status import (
     InstanceStatus,
     OperationStatus,
     PhaseTime,
+    Reason,
 )
 from elasticmoe_coordinator.core.view import View
 
-_STATES: dict[str, GroupState] = {
-    "start": "Starting",
-    "scale_up": "Resizing",
-    "scale_down": "Resizing",
-    "restart": "Restarting",
-    "recover": "Recovering",
+_RUNNING: dict[OperationKind, tuple[GroupState, Reason]] = {
+    "start": ("Starting", "Start"),
+    "scale_up": ("Resizing", "ScaleUp"),
+    "scale_down": ("Resizing", "ScaleDown"),
+    "restart": ("Restarting", "Restart"),
+    "recover": ("Recovering", "Recover"),
 }
 
 
@@ -82,7 +83,7 @@ def group(view: View, *, term: int, missing: list[str] | None, loss: str) -> Gro
     )
 
 
-def _state(view: View, missing: list[str] | None, loss: str) -> tuple[GroupState, str, str]:
+def _state(view: View, missing: list[str] | None, loss: str) -> tuple[GroupState, Reason, str]:
     book = view.book
     record = book.record
     if missing is not None:
@@ -92,9 +93,9 @@ def _state(view: View, missing: list[str] | None, loss: str) -> tuple[GroupState
     if running is not None:
         waits = running.phase in ("wait", "replace")
         message = _too_few(view) if waits else running.error or running.reason
-        name = running.kind.replace("_", " ").title().replace(" ", "")
-        reason = "BelowMinReplicas" if waits and _present(view) < view.config.min_size else name
-        return _STATES[running.kind], reason, message
+        state, reason = _RUNNING[running.kind]
+        below = waits and _present(view) < view.config.min_size
+        return state, "BelowMinReplicas" if below else reason, message
     if gave_up := failed(book):
         return "Failed", "RestartsExhausted", gave_up.error
     if loss:
@@ -107,7 +108,7 @@ def _state(view: View, missing: list[str] | None, loss: str) -> tuple[GroupState
     return ("Serving", *_why_not_desired(view))
 
 
-def _why_not_desired(view: View) -> tuple[str, str]:
+def _why_not_desired(view: View) -> tuple[Reason, str]:
     book, record = view.book, view.book.record
     last = record.history[-1] if record.history else None
     if held := held_back(book):
@@ -118,8 +119,8 @@ def _why_not_desired(view: View) -> tuple[str, str]:
         who = ", ".join(silent)
         return "RanksSuspect", f"nothing is heard from {who}: see whether its host and sidecar run"
     if last is not None and last.state == "withdrawn" and book.names != wanted(view):
-        reason = "DrainTimeout" if "drain timeout" in last.error else "Postponed"
-        return reason, last.error
+        late = "drain timeout" in last.error
+        return "DrainTimeout" if late else "Postponed", last.error
     if book.size < record.desired:
         return "TooFewInstances", _too_few(view)
     if not record.elastic:

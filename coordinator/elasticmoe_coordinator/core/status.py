@@ -11,6 +11,28 @@ GroupState = Literal[
 """Learning: a new coordinator asks who is there. Waiting: too few instances (`message` says more).
 Starting, Resizing, Restarting, Recovering: an operation runs. Failed: a person has to look."""
 
+Reason = Literal[
+    "AsDesired",
+    "BelowMinReplicas",
+    "DrainTimeout",
+    "Learning",
+    "NoTarget",
+    "NotElastic",
+    "Postponed",
+    "RankLost",
+    "RanksSuspect",
+    "Recover",
+    "ResizeFailed",
+    "Restart",
+    "RestartsExhausted",
+    "ScaleDown",
+    "ScaleUp",
+    "Start",
+    "TooFewInstances",
+]
+"""Why the group is as it is; docs/operations.md says what to do about each. Five name the kind of
+the operation that runs."""
+
 InstanceState = Literal[
     "standby", "starting", "joining", "active", "leaving", "retired", "stopping", "exited", "lost"
 ]
@@ -90,14 +112,14 @@ class GroupStatus:
     """The whole group.
 
     size: DP size that serves now, 0 for none. desired: the size it should have.
-    reason, message: CamelCase word and one line on what keeps the group from its desired size.
+    reason, message: a word and one line on what keeps the group from its desired size.
     elastic: False after a failed resize: the next one is done as a planned warm restart.
     pause_mode: what the engines do with running requests in a commit ("keep", "wait", "abort").
     """
 
     deployment: str
     state: GroupState
-    reason: str
+    reason: Reason
     message: str
     term: int
     generation: int
