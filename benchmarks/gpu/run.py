@@ -1,7 +1,8 @@
 """The demo on GPUs: 2 -> 3 -> 2 -> 3 under streaming load, then one SIGKILL of an engine core.
 
-    python benchmarks/gpu/run.py --model FOLDER [--gpus 1] [--out FILE]
+    python benchmarks/gpu/run.py --model FOLDER [--gpus 1] [--alone] [--out FILE]
 
+--alone: then the same resizes with vLLM alone (see `../alone.py`), and both side by side.
 Run it with the Python that has vLLM >= 0.33 and this project. One GPU is shared by all ranks; with
 more there has to be one for each rank. ELASTICMOE_NCCL names the libnccl.so.2 to preload.
 """
@@ -18,6 +19,10 @@ from elasticmoe_cli import demo
 from elasticmoe_cli.errors import CommandFailed
 from elasticmoe_cli.profiles import Profile
 from rich.console import Console
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import alone
+from limits import limited
 
 SIZES = (2, 3, 2, 3)
 MODEL_NAME = "m"
@@ -75,6 +80,8 @@ def main() -> int:
     parser.add_argument("--model", type=Path, required=True, help="made by model.py")
     parser.add_argument("--gpus", type=int, default=1, help="1, or one for each of the three ranks")
     parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--alone", action="store_true", help="compare with vLLM alone")
+    parser.add_argument("--limit", type=float, default=3600.0, help="seconds for all of it")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.gpus not in (1, *range(max(SIZES), 65)):
@@ -90,13 +97,23 @@ def main() -> int:
         between=24,
         kill=True,
     )
+    own, console = profile(options.model.absolute(), options.gpus), Console(width=120)
     try:
-        report = demo.run(profile(options.model.absolute(), options.gpus), plan, Console(width=120))
-        if options.out:
-            demo.write(report, options.out)
+        with limited(options.limit):
+            report = demo.run(own, plan, console)
+            if options.out:
+                demo.write(options.out, report)
+            if options.alone:
+                other = alone.run(own, plan, console)
+                console.print(alone.compare(report, other))
+                if options.out:
+                    figures = report.as_json() | {"alone": alone.as_json(other)}
+                    options.out.write_text(json.dumps(figures, indent=2) + "\n")
     except CommandFailed as failure:
         print(f"run.py: {failure}", file=sys.stderr)
         return failure.status
+    except KeyboardInterrupt:
+        return 130
     return int(bool(report.failed or report.output_mismatches))
 
 

@@ -19,15 +19,18 @@ import httpx
 
 REFRESH_S = 0.1
 REQUEST_LIMIT_S = 600.0
+BACK_OFF_S = 0.2
+"""Until a user whose request failed sends the next one."""
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A rank. probe: base URL of its launcher's probe port."""
+    """A rank. probe: base URL of its launcher's probe port. ready: path that answers 200 or not."""
 
     name: str
     url: str
     probe: str
+    ready: str = "/readyz"
 
 
 @dataclass
@@ -77,7 +80,7 @@ class Balancer:
     @staticmethod
     async def _is_ready(client: httpx.AsyncClient, endpoint: Endpoint) -> bool:
         try:
-            return (await client.get(f"{endpoint.probe}/readyz")).is_success
+            return (await client.get(endpoint.probe + endpoint.ready)).is_success
         except httpx.HTTPError:
             return False
 
@@ -179,6 +182,7 @@ class Load:
         if error:
             self.result.failed += 1
             self.result.errors[f"{endpoint.name}: {error}"[:200]] += 1
+            await asyncio.sleep(BACK_OFF_S)
 
     async def _stream(self, endpoint: Endpoint, body: dict[str, Any]) -> str:
         """Why this request failed, "" when it did not."""
