@@ -21,7 +21,7 @@ from rich.text import Text
 
 from elasticmoe_cli import live
 from elasticmoe_cli.errors import CommandFailed
-from elasticmoe_cli.load import Load, differs, endpoints_of, log_probabilities
+from elasticmoe_cli.load import Load, difference, endpoints_of, log_probabilities
 from elasticmoe_cli.local import LocalGroup, Options
 from elasticmoe_cli.profiles import Profile
 
@@ -52,6 +52,7 @@ class Report:
     longest_gap_s: float = 0.0
     output_mismatches: int = 0
     comparisons: int = 0
+    largest_difference: float = 0.0
     errors: dict[str, int] = field(default_factory=dict)
     recovery: dict[str, float] = field(default_factory=dict)
 
@@ -183,7 +184,9 @@ class _Demo:
             )
             self._reference = self._reference or values
             self._report.comparisons += 1
-            if differs(values, self._reference, self._plan.tolerance):
+            off = difference(values, self._reference)
+            self._report.largest_difference = max(self._report.largest_difference, off)
+            if not off <= self._plan.tolerance:
                 self._report.output_mismatches += 1
 
     async def _lose(self) -> None:
@@ -278,7 +281,8 @@ class _Demo:
         self._console.print(
             f"[{colour}]{report.requests} requests, {report.failed} failed[/]; longest gap in a "
             f"stream {report.longest_gap_s:.2f} s; {report.output_mismatches} of "
-            f"{report.comparisons} log-probability comparisons differ"
+            f"{report.comparisons} log-probability comparisons differ (largest difference "
+            f"{report.largest_difference:.4f})"
         )
         for error, count in report.errors.items():
             self._console.print(f"  {count} × {error}", style="red", markup=False)

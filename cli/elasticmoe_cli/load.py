@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -239,11 +240,12 @@ async def log_probabilities(
         return [value for value in values[:end] if value is not None]
 
 
-def differs(one: Sequence[float], other: Sequence[float], tolerance: float) -> bool:
-    """Whether two lists of log-probabilities are not the same."""
+def difference(one: Sequence[float], other: Sequence[float]) -> float:
+    """The largest difference of two lists of log-probabilities; infinite when they can't agree."""
     if len(one) != len(other):
-        return True
-    return not all(abs(a - b) <= tolerance for a, b in zip(one, other, strict=True))  # nan differs
+        return math.inf
+    gaps = [abs(a - b) for a, b in zip(one, other, strict=True)]
+    return math.inf if any(math.isnan(gap) for gap in gaps) else max(gaps, default=0.0)
 
 
 def endpoints_of(status: dict[str, Any]) -> list[Endpoint]:
