@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -89,6 +90,7 @@ def run(instance: Instance) -> int:
         raise CommandFailed(f"{error}, or name its folder with --keys", 2) from None
     try:
         run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_owner(run_dir)
         injected = inject(run_dir / "injected")
     except OSError as error:
         raise CommandFailed(f"--run-dir {run_dir} can't be used ({error.strerror})", 2) from None
@@ -96,6 +98,17 @@ def run(instance: Instance) -> int:
     for name in ("journal.msgpack", "incarnation"):
         (run_dir / name).unlink(missing_ok=True)
     return _Supervisor(instance, injected).run()
+
+
+def _check_owner(run_dir: Path) -> None:
+    """Code is run from there. Raises CommandFailed when somebody else could have put it there."""
+    about = run_dir.stat()
+    if about.st_uid != os.geteuid() or about.st_mode & stat.S_IWOTH:
+        raise CommandFailed(
+            f"--run-dir {run_dir} can be written by somebody else: choose another one, or let it "
+            "be made",
+            2,
+        )
 
 
 class _Supervisor:

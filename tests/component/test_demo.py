@@ -6,7 +6,9 @@ import json
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
 
@@ -19,15 +21,22 @@ from support.gate import until
 from support.local import SIM, elasticmoe
 
 
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """Where demos make their folders: the path of a unix socket may not be long."""
+    with tempfile.TemporaryDirectory(prefix="demo-") as folder:
+        yield Path(folder)
+
+
 @pytest.fixture(autouse=True)
-def environ(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def environ(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scratch: Path) -> None:
     monkeypatch.setenv("ELASTICMOE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(scratch))
     for name, value in SIM.items():
         monkeypatch.setenv(name, value)
 
 
-def test_the_demo_writes_its_figures(tmp_path: Path) -> None:
+def test_the_demo_writes_its_figures(tmp_path: Path, scratch: Path) -> None:
     out = tmp_path / "out.json"
     done = elasticmoe("demo", "--engine", "sim", "--out", str(out), limit_s=110)
     assert not done.stderr, done.stderr
@@ -52,14 +61,14 @@ def test_the_demo_writes_its_figures(tmp_path: Path) -> None:
     assert 0 < report["longest_gap_s"] < 5
     assert len(done.stdout.splitlines()[1]) <= 80
     assert max(map(len, done.stdout.splitlines())) <= 80
-    assert list(tmp_path.glob("elasticmoe-*")) == [], "nothing is left behind"
+    assert list(scratch.glob("elasticmoe-*")) == [], "nothing is left behind"
 
 
-def test_the_demo_ends_with_a_loss(tmp_path: Path) -> None:
+def test_the_demo_ends_with_a_loss(scratch: Path) -> None:
     """`--kill`: the last thing is a killed engine; its requests are not among the figures."""
     console = Console(file=StringIO(), width=80)
     plan = demo.Plan(sizes=(2, 3), kill=True)
-    report = demo.run(profiles.find("sim"), plan, console, tmp_path / "g")
+    report = demo.run(profiles.find("sim"), plan, console, scratch / "g")
     assert (report.failed, report.output_mismatches, len(report.steps)) == (0, 0, 1)
     recovery = report.as_json()["recovery"]
     assert 0 <= recovery["noticed_s"] < 5
@@ -67,17 +76,17 @@ def test_the_demo_ends_with_a_loss(tmp_path: Path) -> None:
     assert "one engine killed: noticed after" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_a_demo_that_is_ended_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_demo_that_is_ended_leaves_nothing_behind(scratch: Path) -> None:
     """SIGTERM while it starts: its group ends with it."""
     words = [sys.executable, "-m", "elasticmoe_cli", "demo", "--engine", "sim"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         try:
-            files = until(lambda: list(tmp_path.glob("elasticmoe-*/instances/*/pid.json")), 30)
+            files = until(lambda: list(scratch.glob("elasticmoe-*/instances/*/pid.json")), 30)
             pids = [json.loads(until(file.read_text))["pid"] for file in files]
             process.send_signal(signal.SIGTERM)
             assert process.wait(30) == 130
             assert all(is_gone(pid) for pid in pids)
-            assert list(tmp_path.glob("elasticmoe-*")) == []
+            assert list(scratch.glob("elasticmoe-*")) == []
         finally:
             process.terminate()
 

@@ -633,3 +633,14 @@ def test_a_postponed_shrink_is_over_when_the_old_size_is_asked_for_again():
     world.run(30)
     assert world.status.reason == "AsDesired", story(world)
     assert world.serving(3)
+
+
+def test_a_quiet_rank_leaves_also_when_its_drain_limit_is_shorter_than_the_lame_duck():
+    world = World(small_config(size=3, lame_duck=6.0), traffic=False)
+    for number in range(3):
+        world.add(f"h{number}")
+    until_serving(world, 3)
+    operation, _ = world.group.set_target(request("op", 2, drain_timeout=1), world.now)
+    assert operation is not None
+    assert until_ended(world, "op").state == "succeeded"
+    until_serving(world, 2)

@@ -345,3 +345,30 @@ def test_the_drain_of_a_restart_ends_only_when_connections_are_gone():
     assert world.status.operation.phase == "drain"
     assert {one.fence for one in engines(world).values()} == {"paused"}
     until_ended(world, "restart")
+
+
+def test_a_restart_begins_no_drain_while_a_rank_is_silent():
+    """Nobody could say when that one is drained, and all gates would be shut until the limit."""
+    world = group(3)
+    world.freeze_sidecar("h1", 1000)
+    until(world, lambda: world.status.reason == "RanksSuspect")
+    operation = restart(world).id
+    while (ended := world.group.operation(operation, world.now)).ended is None:
+        assert not any(one.fence == "paused" for one in engines(world).values())
+        world.step()
+    assert ended.state == "withdrawn"
+    assert "nothing is heard from h1" in ended.error
+    assert not world.broken
+
+
+def test_a_group_that_follows_takes_a_lower_ordinal_in_only_when_nobody_comes_any_more():
+    """Else the one that came last would cost a restart before the group grows."""
+    world = World(small_config(policy="follow", size=None, settle=3.0))
+    for number in (1, 2):
+        world.add(f"h{number}", number)
+    until_serving(world, 2)
+    world.add("h0", 0)
+    until_serving(world, 3)
+    kinds = [one.kind for one in world.status.history]
+    assert kinds == ["start", "restart"]
+    assert ranks(world) == {0: "h0", 1: "h1", 2: "h2"}

@@ -233,8 +233,9 @@ class Group:
             record = self._book.record
             if record.operation is not None:
                 KINDS[record.operation.kind].advance(view)
-            elif not self._loss and reconcile.failed(self._book) is None:
-                self._follow(view)
+            elif self._loss or reconcile.failed(self._book) is not None:
+                pass  # a person decides
+            elif self._settled(view):
                 reconcile.begin_next(view)
             if self._book.record is record:
                 break
@@ -275,18 +276,21 @@ class Group:
         self._loss = ""
         book.begin("recover", "kill", view.now, to_size=book.record.desired, reason=found)
 
-    def _follow(self, view: View) -> None:
-        """A group that follows wants to be as many as are there, once that is settled."""
+    def _settled(self, view: View) -> bool:
+        """Whether it may act. A group that follows wants to be as many as are there, and waits
+        until nobody came or went for a while."""
         if self.config.policy != "follow":
-            return
+            return True
         there = len(view.candidates() if self._book.size else view.starters())
         there += len(view.unheard())
         if there != self._crowd[0]:
             self._crowd = (there, view.now)
-        if view.now - self._crowd[1] >= self.config.settle:
-            size = min(max(there, self.config.min_size), self.config.max_size)
-            if size != self._book.record.desired:
-                self._book.update(desired=size)
+        if view.now - self._crowd[1] < self.config.settle:
+            return False
+        size = min(max(there, self.config.min_size), self.config.max_size)
+        if size != self._book.record.desired:
+            self._book.update(desired=size)
+        return True
 
     def _order(self, view: View, instance: Instance) -> Order | None:
         """What this instance should be now."""

@@ -58,9 +58,11 @@ class Restart:
         phase = book.running.phase
         if phase == "preflight":
             newcomers = _newcomers(view)
+            unheard = [one.instance for one in book.record.members if not view.up(one)]
+            ready = preflight.passed(view, newcomers) and (not unheard or book.running.urgent)
             if error := preflight.failure(view, newcomers):
-                book.end("withdrawn", view.now, error)
-            elif preflight.passed(view, newcomers):
+                book.end("withdrawn", view.now, _unheard_line(unheard) if unheard else error)
+            elif ready:
                 book.enter("drain", view.now)
         elif phase == "drain":
             self._drain(view)
@@ -127,6 +129,11 @@ class Restart:
 def _newcomers(view: View) -> list[str]:
     names = view.book.names
     return [one.instance for one in view.book.record.joining if one.instance not in names]
+
+
+def _unheard_line(names: Sequence[str]) -> str:
+    """A drain without a rank's word would end at its limit, with every gate shut until then."""
+    return f"nothing is heard from {', '.join(names)}: see whether its host and sidecar run"
 
 
 def _busy(gate: object) -> bool:

@@ -32,9 +32,10 @@ class ScaleDown:
             gates = view.gates(_leaving(view))
             cut = view.config.drain_policy == "abort" and _drain_is_over(view)
             closed = all(gate and gate.fence == "closed" for gate in gates)
-            if closed and (cut or not any(_requests(gate) for gate in gates)) and _all_up(view):
+            busy = any(_requests(gate) for gate in gates)
+            if closed and (cut or not busy) and _all_up(view):
                 book.enter("prepare", view.now)
-            elif not cut and _drain_is_over(view):
+            elif (busy or closed) and not cut and _drain_is_over(view):
                 book.end("withdrawn", view.now, _timeout_line(view))
         elif phase in ("prepare", "commit"):
             if resize.advance(view):
@@ -64,8 +65,9 @@ class ScaleDown:
             gate and gate.fence == "lame_duck" and not _requests(gate) and not gate.open_connections
             for gate in gates
         )
-        if quiet and view.waited() >= view.config.lame_duck:
-            book.enter("close", view.now)
+        if quiet:
+            if view.waited() >= view.config.lame_duck:
+                book.enter("close", view.now)
         elif _drain_is_over(view):
             if view.config.drain_policy == "abort":
                 book.enter("close", view.now)
