@@ -218,10 +218,10 @@ def main() -> int:
     print(f"\n{'uvicorn, sim engine':<24}{'bare':>10}{'gated':>10}{'change':>10}")
     for name, (bare, gated) in (("requests/s", rates), ("CPU us/request", cpus)):
         print(f"{name:<24}{bare:>10.0f}{gated:>10.0f}{(gated / bare - 1) * 100:>+9.1f}%")
-    share = costs[0] / (1e6 / rates[0])
-    print(f"the gate's {costs[0]:.1f} us are {share:.2%} of a request's {1e6 / rates[0]:.0f} us")
+    cost, share = cpus[1] - cpus[0], cpus[1] / cpus[0] - 1
+    print(f"the gate costs {cost:.1f} us of CPU, {share:.1%} of a request that computes nothing")
 
-    missed = max(costs) > TARGET_US or share > TARGET_SHARE
+    missed = max(*costs, cost) > TARGET_US or share > TARGET_SHARE
     verdict = "missed" if missed else "met"
     print(f"targets: under {TARGET_US:g} us, under {TARGET_SHARE:.0%}: {verdict}")
     return 1 if missed else 0

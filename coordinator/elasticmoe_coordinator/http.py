@@ -24,6 +24,11 @@ from elasticmoe_coordinator.metrics import Metrics
 
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
 _STATUS = {"invalid": 422, "conflict": 409, "not_ready": 409}
+_ADVICE = {
+    "extra_forbidden": "there is no such field, leave it out",
+    "missing": "it is missing",
+    "model_attributes_type": "send a JSON object, with Content-Type: application/json",
+}
 _CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 MAX_BODY = 1 << 16
 """Bytes of a request; a target has some hundred."""
@@ -190,7 +195,7 @@ def _errors(api: FastAPI, keys_dir: Path) -> None:
                 return await unauthorized(request, error)
             return _failure(422, "invalid", "the body: it is no JSON, send an object")
         where = ".".join(str(part) for part in first["loc"][1:]) or "the body"
-        return _failure(422, "invalid", f"{where}: {first['msg']}")
+        return _failure(422, "invalid", f"{where}: {_ADVICE.get(first['type'], first['msg'])}")
 
     @api.exception_handler(HTTPException)
     async def other(_: Request, error: HTTPException) -> JSONResponse:
