@@ -163,10 +163,18 @@ def test_a_commit_is_not_counted(scaling):
     bench = Bench()
     bench.serve()
     bench.still = not scaling
+    bench.book.begin("scale_up", "prepare", bench.now, to_size=4)
     bench.gate("h0", progress=3, scaling=scaling)
     assert bench.until_lost() is None
     bench.still = False
     bench.gate("h0", progress=3)
+    assert bench.until_lost() == bench.config.stall
+
+
+def test_a_gate_that_stays_shut_when_the_resize_is_over_hangs():
+    bench = Bench()
+    bench.serve()
+    bench.gate("h0", progress=3, scaling=True, in_flight=0, held=2)
     assert bench.until_lost() == bench.config.stall
 
 

@@ -644,3 +644,21 @@ def test_a_quiet_rank_leaves_also_when_its_drain_limit_is_shorter_than_the_lame_
     assert operation is not None
     assert until_ended(world, "op").state == "succeeded"
     until_serving(world, 2)
+
+
+def test_a_joiner_whose_death_is_heard_before_the_commit_that_it_spoils():
+    """It is heard at once, the gates a moment later: nobody waits for gates that stay shut."""
+    world = group(2, instances=3)
+    operation = world.put(3)
+    until(world, lambda: any(one.resize for one in world.topologies))
+    [topology] = world.topologies
+    for name in ("h0", "h1"):
+        world.hosts[name].frozen_until = world.now + 3.5
+    until(world, lambda: topology.resize is not None and topology.resize.committing is not None)
+    assert world.status.operation.phase == "prepare"
+    world.kill_engine("h2")
+    until_ended(world, operation)
+    began = world.now
+    until_serving(world, 2 if world.status.desired == 2 else 3)
+    assert last(world).kind == "recover"
+    assert world.now - began < 15

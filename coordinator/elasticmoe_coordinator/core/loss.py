@@ -54,8 +54,9 @@ class Stall:
             if gate is not None and self._progress.get(member.launch, -1) != gate.progress:
                 moved = moved or member.launch in self._progress
                 self._progress[member.launch] = gate.progress
-        wanted = any(gate.in_flight > 0 for _, gate in gates if gate is not None)
-        scaling = any(gate.scaling for _, gate in gates if gate is not None)
+        wanted = any(gate.in_flight + gate.held > 0 for _, gate in gates if gate is not None)
+        # A gate that is shut for a commit opens again, unless the resize is over for us.
+        scaling = _resizes(view) and any(gate.scaling for _, gate in gates if gate is not None)
         mute = [m.instance for m, gate in gates if gate is None and self._is_mute(view, m)]
         heard = sum(1 for _, gate in gates if gate is not None)
         others_trouble = 2 * (heard + len(mute)) < len(members)
@@ -74,3 +75,8 @@ class Stall:
         """Its launcher answers but its API server has not for long."""
         found = view.fresh(member.instance)
         return found is not None and view.now - found.gate_seen > view.config.stall
+
+
+def _resizes(view: View) -> bool:
+    running = view.book.operation
+    return running is not None and running.kind in ("scale_up", "scale_down")

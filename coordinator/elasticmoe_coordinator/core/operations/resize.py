@@ -27,6 +27,12 @@ def participants(view: View) -> tuple[Member, ...]:
     return view.book.record.members + view.book.record.joining
 
 
+def committing(view: View) -> bool:
+    """Whether the engines have begun to commit."""
+    gates = view.gates(view.book.record.members)
+    return view.book.running.phase == "commit" or any(_committing(gate) for gate in gates)
+
+
 def judge(view: View) -> tuple[State, str]:
     """How the resize stands, and the first error that an engine gave.
 
@@ -39,21 +45,21 @@ def judge(view: View) -> tuple[State, str]:
     ended = [one for one in outcomes if one is not None and one.state != "running"]
     failed = next((one for one in ended if one.state == "failed"), None)
     succeeded = any(one.state == "succeeded" for one in ended)
-    committing = operation.phase == "commit" or any(_committing(gate) for gate in gates)
-    limit = view.config.commit_limit if committing else view.config.prepare_limit
+    in_commit = committing(view)
+    limit = view.config.commit_limit if in_commit else view.config.prepare_limit
     if failed is None and len(ended) == len(gates):
         return "done", ""
     if failed is not None:
         error = f"the engines refused with status {failed.status}: {failed.error}"
-        if committing or succeeded:
+        if in_commit or succeeded:
             return "commit_failed", error
         if len(ended) == len(gates):
             return ("refused" if failed.status == 400 else "prepare_failed"), error
     phase_error = next((g.phase_error for g in gates if g and g.phase == "failed"), None)
-    if phase_error is not None and committing:
+    if phase_error is not None and in_commit:
         return "commit_failed", f"the engines gave up: {phase_error or 'no reason given'}"
-    if view.waited() > limit and not (committing and _only_unheard(view, outcomes)):
-        return ("commit_failed" if committing else "late"), f"not done after {limit:g} s"
+    if view.waited() > limit and not (in_commit and _only_unheard(view, outcomes)):
+        return ("commit_failed" if in_commit else "late"), f"not done after {limit:g} s"
     return "going", ""
 
 

@@ -56,7 +56,12 @@ class Restart:
         """See `Operation`."""
         book = view.book
         phase = book.running.phase
-        if phase == "preflight":
+        if book.running.urgent and phase in ("preflight", "drain") and _shut(view):
+            # The resize that was given up had got further: its gates never open again.
+            error = "a commit that can't end had begun"
+            book.end("failed", view.now, error)
+            book.begin("recover", "kill", view.now, to_size=book.record.desired, reason=error)
+        elif phase == "preflight":
             newcomers = _newcomers(view)
             unheard = [one.instance for one in book.record.members if not view.up(one)]
             ready = preflight.passed(view, newcomers) and (not unheard or book.running.urgent)
@@ -129,6 +134,11 @@ class Restart:
 def _newcomers(view: View) -> list[str]:
     names = view.book.names
     return [one.instance for one in view.book.record.joining if one.instance not in names]
+
+
+def _shut(view: View) -> bool:
+    """A gate is shut for a commit."""
+    return any(gate is not None and gate.scaling for gate in view.gates(view.book.record.members))
 
 
 def _unheard_line(names: Sequence[str]) -> str:

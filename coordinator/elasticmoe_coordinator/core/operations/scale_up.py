@@ -41,10 +41,10 @@ class ScaleUp:
                 book.enter("prepare", view.now)
         elif phase in ("prepare", "commit"):
             error = self._lost_joiner(view)
-            if error and phase == "prepare":
-                self._joiner_died(view, error)
-            elif error:
+            if error and resize.committing(view):
                 resize.commit_failed(view, error)
+            elif error:
+                self._joiner_died(view, error)
             elif resize.advance(view):
                 record = book.record
                 book.update(members=record.members + record.joining, joining=())
