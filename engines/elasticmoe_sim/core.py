@@ -122,6 +122,7 @@ class _Core:
         tasks = [asyncio.create_task(self._steps()), asyncio.create_task(self._watch_group())]
         if self._faults.watched or self._faults.now():
             tasks.append(asyncio.create_task(self._watch_faults()))
+        self._crash_if_told()  # before anybody counts on it
         self._pipe.send(("ready",))
         await self._stop.wait()
         for task in tasks:
@@ -192,10 +193,13 @@ class _Core:
                     os._exit(1)
                 self._stalled = True
 
+    def _crash_if_told(self) -> None:
+        if "crash_core" in self._faults:
+            os.kill(os.getpid(), signal.SIGKILL)
+
     async def _watch_faults(self) -> None:
         while True:
-            if "crash_core" in self._faults:
-                os.kill(os.getpid(), signal.SIGKILL)
+            self._crash_if_told()
             if "hang" in self._faults and not self._stalled:
                 self._stalled = True
                 with contextlib.suppress(ConnectionError):
