@@ -129,6 +129,11 @@ class Book:
         self.update(operation=None, joining=(), history=history)
         self.told = ""
 
+    def give_up(self, now: float, reason: str, error: str = "") -> None:
+        """The operation failed and left engines of which nobody knows enough: start all anew."""
+        self.end("failed", now, error or reason)
+        self.begin("recover", "kill", now, to_size=self.record.desired, reason=reason)
+
     # --- the layout -----------------------------------------------------------------------------
 
     def seats(self, instances: Iterable[str], first_rank: int = 0) -> tuple[Member, ...]:

@@ -63,6 +63,10 @@ class View:
         found = self.fresh(member.instance)
         return found is not None and found.runs(member.launch) and self.gate(member) is not None
 
+    def all_up(self) -> bool:
+        """All engines of the layout are up."""
+        return all(self.up(member) for member in self.book.record.members)
+
     def gate(self, member: Member) -> GateReport | None:
         """What the gate of this launch says, None if that is not known now."""
         found = self.fresh(member.instance)

@@ -23,7 +23,7 @@ class Recover:
                 book.enter("replace", view.now)
         elif phase == "replace":
             self._replace(view)
-        elif starting.complete(view):
+        elif view.all_up():
             book.end("succeeded", view.now)
         elif error := starting.failure(view):
             self._again(view, error)

@@ -101,8 +101,7 @@ def advance(view: View) -> bool:
 def commit_failed(view: View, error: str) -> None:
     """Nobody knows the topology any more: all engines are started anew."""
     book = view.book
-    book.end("failed", view.now, f"failed in commit: {error}")
-    book.begin("recover", "kill", view.now, to_size=book.record.desired, reason=error)
+    book.give_up(view.now, error, f"failed in commit: {error}")
 
 
 def restart_old(view: View, error: str) -> None:

@@ -59,8 +59,7 @@ class Restart:
         if book.running.urgent and phase in ("preflight", "drain") and _shut(view):
             # The resize that was given up had got further: its gates never open again.
             error = "a commit that can't end had begun"
-            book.end("failed", view.now, error)
-            book.begin("recover", "kill", view.now, to_size=book.record.desired, reason=error)
+            book.give_up(view.now, error)
         elif phase == "preflight":
             newcomers = _newcomers(view)
             unheard = [one.instance for one in book.record.members if not view.up(one)]
@@ -73,11 +72,10 @@ class Restart:
             self._drain(view)
         elif phase == "stop":
             self._stop(view)
-        elif starting.complete(view):
+        elif view.all_up():
             book.end("succeeded", view.now)
         elif error := starting.failure(view):
-            book.end("failed", view.now, error)
-            book.begin("recover", "kill", view.now, to_size=book.record.desired, reason=error)
+            book.give_up(view.now, error)
 
     def order(self, view: View, name: str, order: Order) -> Order | None:
         """See `Operation`."""
@@ -118,8 +116,7 @@ class Restart:
         book = view.book
         if view.waited() > 2 * STOP_LIMIT:
             error = "an engine could not be stopped"
-            book.end("failed", view.now, error)
-            book.begin("recover", "kill", view.now, to_size=book.record.desired, reason=error)
+            book.give_up(view.now, error)
             return
         layout = [one.instance for one in book.record.joining]
         if not all(view.gone(name) for name in {*book.names, *layout}):

@@ -33,7 +33,7 @@ class ScaleDown:
             cut = view.config.drain_policy == "abort" and _drain_is_over(view)
             closed = all(gate and gate.fence == "closed" for gate in gates)
             busy = any(_requests(gate) for gate in gates)
-            if closed and (cut or not busy) and _all_up(view):
+            if closed and (cut or not busy) and view.all_up():
                 book.enter("prepare", view.now)
             elif (busy or closed) and not cut and _drain_is_over(view):
                 book.end("withdrawn", view.now, _timeout_line(view))
@@ -102,10 +102,6 @@ def _drain_is_over(view: View) -> bool:
 
 def _requests(gate: GateReport | None) -> bool:
     return gate is None or gate.in_flight > 0 or gate.held > 0
-
-
-def _all_up(view: View) -> bool:
-    return all(view.up(member) for member in view.book.record.members)
 
 
 def _timeout_line(view: View) -> str:

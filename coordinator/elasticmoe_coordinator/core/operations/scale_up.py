@@ -30,14 +30,14 @@ class ScaleUp:
         elif phase == "preflight":
             if error := preflight.failure(view, joining):
                 book.end("withdrawn", view.now, error)
-            elif preflight.passed(view, joining) and _all_up(view):
+            elif preflight.passed(view, joining) and view.all_up():
                 book.enter("launch", view.now)
         elif phase == "launch":
             if error := self._lost_joiner(view):
                 book.end("withdrawn", view.now, error)
             elif view.waited() > view.config.preflight_limit:
                 book.end("withdrawn", view.now, "the joiners' launchers did not start them")
-            elif all(_started(view, name) for name in joining) and _all_up(view):
+            elif all(_started(view, name) for name in joining) and view.all_up():
                 book.enter("prepare", view.now)
         elif phase in ("prepare", "commit"):
             error = self._lost_joiner(view)
@@ -49,12 +49,11 @@ class ScaleUp:
                 record = book.record
                 book.update(members=record.members + record.joining, joining=())
                 book.enter("settle", view.now)
-        elif _all_up(view):
+        elif view.all_up():
             book.end("succeeded", view.now)
         elif view.waited() > view.config.start_limit:
             error = "a joiner did not answer after the resize"
-            book.end("failed", view.now, error)
-            book.begin("recover", "kill", view.now, to_size=book.record.desired, reason=error)
+            book.give_up(view.now, error)
 
     def order(self, view: View, name: str, order: Order) -> Order | None:
         """See `Operation`."""
@@ -142,7 +141,3 @@ def _started(view: View, name: str) -> bool:
         and found.engine.launch == member.launch
         and found.engine.phase in ("starting", "running")
     )
-
-
-def _all_up(view: View) -> bool:
-    return all(view.up(member) for member in view.book.record.members)

@@ -19,11 +19,10 @@ class Start:
             layout = starting.gather(view)
             if layout and not view.strays(layout):
                 starting.begin(view, layout)
-        elif starting.complete(view):
+        elif view.all_up():
             book.end("succeeded", view.now)
         elif error := starting.failure(view):
-            book.end("failed", view.now, error)
-            book.begin("recover", "kill", view.now, to_size=book.record.desired, reason=error)
+            book.give_up(view.now, error)
 
     def order(self, view: View, name: str, order: Order) -> Order | None:
         """See `Operation`."""

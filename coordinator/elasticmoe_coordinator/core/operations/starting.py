@@ -64,11 +64,6 @@ def failure(view: View) -> str:
     return ""
 
 
-def complete(view: View) -> bool:
-    """All engines are up."""
-    return all(view.up(member) for member in view.book.record.members)
-
-
 def order(view: View, name: str, order: Order, *, ready: bool) -> Order | None:
     """A member starts its engine; `ready` says whether its readiness stays as it was."""
     record = view.book.record
