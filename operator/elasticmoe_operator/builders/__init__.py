@@ -1,0 +1,1 @@
+"""One file for each child object: what it should be, as a plain dict. Pure."""

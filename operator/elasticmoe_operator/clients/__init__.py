@@ -1,0 +1,1 @@
+"""The two APIs that the operator calls: Kubernetes' and the coordinator's."""

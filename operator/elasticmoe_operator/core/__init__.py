@@ -1,0 +1,1 @@
+"""What should be done and said, decided from what is. Pure: no clock, no API, no chance."""

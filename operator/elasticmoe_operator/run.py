@@ -1,0 +1,35 @@
+"""The operator's process."""
+
+from __future__ import annotations
+
+import logging
+
+import kopf
+from prometheus_client import start_http_server
+
+from elasticmoe_operator.clients.kubernetes import Kubernetes
+from elasticmoe_operator.handlers import Operator
+from elasticmoe_operator.settings import Settings
+
+
+def run(settings: Settings, *, json_logs: bool = False, level: int = logging.INFO) -> None:
+    """Run until SIGTERM. Raises ApiError when no API server is known."""
+    kubernetes = Kubernetes.in_cluster()
+    kopf.configure(log_format=kopf.LogFormat.JSON if json_logs else kopf.LogFormat.FULL)
+    logging.getLogger().setLevel(level)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    registry = kopf.OperatorRegistry()
+    kopf.on.login(registry=registry)(kopf.login_with_service_account)
+    Operator(settings, kubernetes).register(registry)
+    options = kopf.OperatorSettings()
+    # Without rights in the whole cluster, nobody can be asked which namespaces and kinds there are.
+    options.scanning.disabled = bool(settings.namespaces)
+    start_http_server(settings.metrics_port)
+    kopf.run(
+        registry=registry,
+        settings=options,
+        standalone=True,
+        clusterwide=not settings.namespaces,
+        namespaces=settings.namespaces,
+        liveness_endpoint=f"http://0.0.0.0:{settings.health_port}/healthz",
+    )
