@@ -1,7 +1,7 @@
 """Users for a demo or a benchmark: closed-loop streaming clients on this host.
 
 Requests go straight to the ranks, and new ones only to those whose launcher says ready, as a
-Kubernetes Service does it. Nothing is sent twice: what fails counts as failed.
+Kubernetes Service does it, or to such a Service. Nothing is sent twice: what fails counts as failed.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ BACK_OFF_S = 0.2
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A rank. probe: base URL of its launcher's probe port. ready: path that answers 200 or not."""
+    """A rank. probe: base URL of its launcher's probe port, "" for what balances itself (a
+    Kubernetes Service). ready: path that answers 200 or not."""
 
     name: str
     url: str
-    probe: str
+    probe: str = ""
     ready: str = "/readyz"
 
 
@@ -80,6 +81,8 @@ class Balancer:
 
     @staticmethod
     async def _is_ready(client: httpx.AsyncClient, endpoint: Endpoint) -> bool:
+        if not endpoint.probe:
+            return True
         try:
             return (await client.get(endpoint.probe + endpoint.ready)).is_success
         except httpx.HTTPError:

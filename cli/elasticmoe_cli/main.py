@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from elasticmoe_cli.commands import demo, group, keys, local, parts
+from elasticmoe_cli.commands import demo, group, keys, local, operator, parts
 from elasticmoe_cli.commands.common import Json
 
 
@@ -52,7 +52,7 @@ def version(as_json: Json = False) -> None:
 
 
 for _command in (
-    *(parts.coordinator, parts.sidecar, parts.join),
+    *(operator.operator, parts.coordinator, parts.sidecar, parts.join, parts.inject),
     *(group.status, group.scale, group.restart, demo.demo),
 ):
     app.command()(_command)

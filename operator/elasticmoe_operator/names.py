@@ -46,7 +46,7 @@ RPC_PORT: Final = 29550
 """Where rank 0 listens for the group (vLLM's own default for data parallelism)."""
 
 RUN_DIR: Final = "/run/elasticmoe"
-ENGINE_DIR: Final = "/opt/elasticmoe"
+ENGINE_DIR: Final = "/opt/elasticmoe-engine"
 KEYS_DIR: Final = "/etc/elasticmoe/keys"
 USER: Final = 65532
 """Of our containers, and the group that shares the run folder."""

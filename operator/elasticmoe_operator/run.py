@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 
 import kopf
 from prometheus_client import start_http_server
@@ -15,9 +16,11 @@ from elasticmoe_operator.settings import Settings
 def run(settings: Settings, *, json_logs: bool = False, level: int = logging.INFO) -> None:
     """Run until SIGTERM. Raises ApiError when no API server is known."""
     kubernetes = Kubernetes.in_cluster()
+    os.environ.setdefault("USER", "elasticmoe")  # kopf asks, and a container's user has no name
     kopf.configure(log_format=kopf.LogFormat.JSON if json_logs else kopf.LogFormat.FULL)
     logging.getLogger().setLevel(level)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for name in ("httpx", "aiohttp.access", "kopf.objects"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     registry = kopf.OperatorRegistry()
     kopf.on.login(registry=registry)(kopf.login_with_service_account)
     Operator(settings, kubernetes).register(registry)

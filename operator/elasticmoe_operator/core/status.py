@@ -103,7 +103,8 @@ def _widths(spec: Spec, observed: Observed, before: Mapping[str, Any]) -> Status
     if group is None or not group.known:
         # Unknown is not none: an autoscaler would take a restarting coordinator for an empty group.
         return found | {"replicas": before.get("replicas", 0)}
-    registered = [one for one in group.instances if one.registered]
+    there = {one.name for one in observed.pods}
+    registered = [one for one in group.instances if one.registered and one.name in there]
     return found | {
         "replicas": group.size,
         "registeredReplicas": len(registered),
