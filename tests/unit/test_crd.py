@@ -86,9 +86,9 @@ def problems(schema: Schema, value: Any, old: Any = None, path: str = "") -> Ite
 def out_of_limits(schema: Schema, value: Any, path: str) -> Iterator[str]:
     if "enum" in schema and value not in schema["enum"]:
         yield f"{path}: not one of {schema['enum']}"
-    if value is not None and not isinstance(value, bool) and isinstance(value, int | float):
-        if value < schema.get("minimum", value) or value > schema.get("maximum", value):
-            yield f"{path}: out of its limits"
+    least, most = schema.get("minimum"), schema.get("maximum")
+    if (least is not None and value < least) or (most is not None and value > most):
+        yield f"{path}: out of its limits"
     if isinstance(value, str) and len(value) > schema.get("maxLength", len(value)):
         yield f"{path}: too long"
     if isinstance(value, list) and len(value) > schema.get("maxItems", len(value)):
