@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import socketserver
+import stat
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -134,8 +135,15 @@ def _run(server: _Server, handle: Handle, name: str, port: int = 0) -> Serving:
     return Serving(port, threading.Thread(target=stop, name=f"stop {name}", daemon=True).start)
 
 
+def socket_mode(folder: Path) -> int:
+    """Who may open a socket in `folder`: only this user, and the folder's group where its setgid
+    bit says that it is shared. So Kubernetes marks an emptyDir of a pod that has an fsGroup.
+    """
+    return 0o660 if folder.stat().st_mode & stat.S_ISGID else 0o600
+
+
 def serve_unix(path: Path, handle: Handle) -> Serving:
-    """Answer on a unix socket that only this user can open, from daemon threads.
+    """Answer on a unix socket, from daemon threads; `socket_mode` says who can open it.
 
     An old socket at `path` is replaced: its server is gone. Raises OSError.
     """
@@ -144,7 +152,7 @@ def serve_unix(path: Path, handle: Handle) -> Serving:
     waiting = path.with_name(f".{path.name}.{os.getpid()}")
     waiting.unlink(missing_ok=True)
     server = _UnixServer(str(waiting), _Handler)
-    waiting.chmod(0o600)
+    waiting.chmod(socket_mode(path.parent))
     waiting.rename(path)
     return _run(server, handle, path.name)
 

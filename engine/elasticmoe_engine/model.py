@@ -25,16 +25,16 @@ def find_folder(
     model: str, environ: Mapping[str, str], revision: str = "", download_dir: str = ""
 ) -> Path | None:
     """Folder with the model's files: itself, or in Hugging Face's cache; None when not here."""
-    folder = Path(model)
-    if folder.is_dir():
-        return folder
+    # os.path, because what may not be looked at (another user's home) is not there for us.
+    if os.path.isdir(model):
+        return Path(model)
     repository = f"models--{model.replace('/', '--')}"
     for cache in _caches(environ, download_dir):
         snapshots = cache / repository / "snapshots"
         wanted = revision or "main"
         with contextlib.suppress(OSError):  # a commit names its snapshot itself
             wanted = (cache / repository / "refs" / wanted).read_text().strip()
-        if (snapshots / wanted / "config.json").is_file():
+        if os.path.isfile(snapshots / wanted / "config.json"):
             return snapshots / wanted
     return None
 

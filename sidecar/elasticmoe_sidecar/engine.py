@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,11 @@ class _Client:
                         f"the {self._name} did not answer {method} {path} in {limit_s:g} s"
                     )
             except httpx.HTTPError as error:
+                if isinstance(_first_cause(error), PermissionError):
+                    return Failure(
+                        f"this user (UID {os.geteuid()}) may not open {self._socket}: run as the "
+                        f"{self._name}'s user, or give the pod an fsGroup"
+                    )
                 return Failure(f"no {self._name} on {self._socket} ({type(error).__name__})")
 
     async def get(self, path: str, answer: type[T], limit_s: float = READ_LIMIT_S) -> T | Failure:
@@ -91,6 +97,12 @@ class _Client:
         text = " ".join(response.text.split())[:300]
         request = f"{response.request.method} {response.url.path}"
         return Failure(f"the {self._name} refused {request}: {response.status_code} {text}")
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 class Launcher:

@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import stat
 from collections.abc import AsyncIterator, Awaitable, Callable
 from http import HTTPStatus
 from pathlib import Path
@@ -66,8 +67,13 @@ async def serve_tcp(host: str, port: int, routes: Routes) -> AsyncIterator[int]:
 
 @contextlib.asynccontextmanager
 async def serve_unix(path: Path, routes: Routes) -> AsyncIterator[None]:
-    """Serve on a unix socket that only this user may open."""
-    mask = os.umask(0o177)
+    """Serve on a unix socket that only this user may open.
+
+    The folder's group may too where the setgid bit says that it is shared: the emptyDir of a pod
+    that has an fsGroup. Its engine container has another user.
+    """
+    shared = path.parent.stat().st_mode & stat.S_ISGID
+    mask = os.umask(0o117 if shared else 0o177)
     try:
         server = await asyncio.start_unix_server(_handler(routes), path, limit=_HEAD_LIMIT)
     finally:

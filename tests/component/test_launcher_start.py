@@ -109,6 +109,15 @@ def test_it_tells_what_it_can_start(tmp_path: Path) -> None:
         assert (launcher.run_dir / "launcher.sock").stat().st_mode & 0o777 == 0o600
 
 
+def test_in_a_shared_run_folder_the_group_may_open_its_socket(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    run_dir.chmod(0o2777)
+    with Launcher(tmp_path) as launcher:
+        until(lambda: launcher.state())
+        assert (launcher.run_dir / "launcher.sock").stat().st_mode & 0o777 == 0o660
+
+
 START = {
     "launch": "one",
     "rank": 0,

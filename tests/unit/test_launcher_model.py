@@ -111,3 +111,14 @@ def test_bytes_are_not_guessed(tmp_path: Path) -> None:
     assert model.size_of([tmp_path / "a.bin"]) is None
     (tmp_path / "a.safetensors").write_bytes(b"1234567")
     assert model.size_of([tmp_path / "a.safetensors"]) is None
+
+
+def test_a_home_that_may_not_be_entered_has_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(path: object, **_: object) -> os.stat_result:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "stat", forbidden)
+    for environ in ({"HF_HOME": "/root/hf"}, {}):
+        monkeypatch.delenv("HOME", raising=False)
+        assert model.find_folder("org/name", environ) is None
+        assert model.find_folder("/models/name", environ) is None
