@@ -32,7 +32,10 @@ class UsageError(Exception):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run until SIGTERM; returns the exit status, 2 for what the user has to change."""
+    """Run until SIGTERM, a second one doesn't wait for the engine.
+
+    Returns the exit status, 2 for what the user has to change.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     own, engine = words, []
     if "--" in words:
@@ -55,6 +58,8 @@ def _run(args: argparse.Namespace, engine: list[str]) -> int:
         os.environ[MODEL_FOLDER] = str(facts.folder)
     default = VLLM_WARM if args.engine == VLLM else args.engine.partition(":")[0]
     adopt_orphans()
+    # What engines print is seen as it comes, also where stdout is a pipe.
+    os.environ["PYTHONUNBUFFERED"] = "1"
     supervisor = Supervisor(
         command,
         args.engine,
@@ -64,7 +69,7 @@ def _run(args: argparse.Namespace, engine: list[str]) -> int:
     )
     api = Api(supervisor, facts)
     try:
-        probes = local_http.serve_tcp(args.probe_host, args.probe_port, api.probe)
+        probes = local_http.serve_tcp(args.probe_host.strip("[]"), args.probe_port, api.probe)
     except OSError as error:
         where = f"{args.probe_host}:{args.probe_port}"
         raise UsageError(
@@ -110,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--run-dir", type=Path, required=True, help="folder of launcher.sock and gate.sock")
     add("--probe-port", type=int, required=True, help="port of /livez and /readyz, 0 for any")
-    add("--probe-host", default="0.0.0.0", help="address of the probe port")
+    add("--probe-host", default="0.0.0.0", help="address of the probe port, :: for IPv6")
     add("--host-ip", default="", help="this instance's own address (VLLM_HOST_IP)")
     add("--engine", default=VLLM, metavar="MODULE:FUNCTION", help="what to start instead of vLLM")
     add("--preload", action="append", metavar="MODULE", help="import this before any order comes")

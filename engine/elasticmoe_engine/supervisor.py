@@ -24,7 +24,7 @@ from elasticmoe_engine.forkserver import Forkserver, Warmth
 from elasticmoe_engine.launch import LaunchSpec
 from elasticmoe_engine.listener import Listener, ListenError
 from elasticmoe_engine.local_http import call_unix
-from elasticmoe_engine.processes import descendants, is_zombie, kill, reap
+from elasticmoe_engine.processes import children, descendants, is_zombie, kill, reap
 
 Phase = Literal["absent", "starting", "running", "stopping", "exited"]
 
@@ -32,6 +32,11 @@ API_SERVER = "APIServer"
 _LOOK_EVERY_S = 0.1
 _KILL_EVERY_S = 0.02
 _ASK_GATE_EVERY_S = 0.1
+_REAP_EVERY_S = 1.0
+_END_GRACE_S = 3.0
+"""From SIGTERM to SIGKILL of an engine that is there when the launcher itself has to end."""
+_TELL_S = 0.5
+"""So long it can still be asked after that: the others shall know at once that a rank is gone."""
 
 
 class ConflictError(Exception):
@@ -62,6 +67,9 @@ class Supervisor:
         self._kill_at = 0.0
         self._terminated = False
         self._quit = False
+        self._ending = False
+        self._quit_at = 0.0
+        self._reap_at = 0.0
         self._watch = Watch()
         self._wake_r, self._wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._watch.add_fd(self._wake_r)
@@ -71,6 +79,8 @@ class Supervisor:
     def start(self, spec: LaunchSpec) -> bool:
         """Order an engine; False when this launch was ordered before. Raises ConflictError."""
         with self._lock:
+            if self._ending:
+                raise ConflictError("this launcher was told to end")
             if self._spec is not None and self._spec.launch == spec.launch:
                 return False
             if self._spec is not None:
@@ -101,8 +111,12 @@ class Supervisor:
         self._wake()
 
     def end(self) -> None:
-        """Have `run` kill everything and return; may be called by a signal handler."""
-        self._quit = True
+        """Have `run` stop the engine and return, at once when told again.
+
+        May be called by a signal handler: it takes no lock.
+        """
+        self._quit = self._ending
+        self._ending = True
         self._wake()
 
     @property
@@ -113,7 +127,7 @@ class Supervisor:
     @property
     def probe_ready(self) -> bool:
         """What the readiness probe says: what was ordered, unless the engine is lost."""
-        return self.ready and self._phase != "exited"
+        return self.ready and self._phase != "exited" and not self._ending
 
     @property
     def warm(self) -> bool:
@@ -144,6 +158,8 @@ class Supervisor:
         """Work until `end`."""
         self._forkserver.start()
         while not self._quit:
+            if self._ending:
+                self._go_on_ending()
             stopping = self._phase == "stopping"
             ended = self._watch.wait(_KILL_EVERY_S if stopping else _LOOK_EVERY_S)
             with contextlib.suppress(BlockingIOError):
@@ -155,8 +171,32 @@ class Supervisor:
                 self._begin()
             if self._phase == "stopping":
                 self._go_on_stopping()
+            self._reap_orphans()
         while self._kill_all():
             time.sleep(_KILL_EVERY_S)
+
+    def _go_on_ending(self) -> None:
+        """Stop the engine in order, stay a little while to tell of it, then quit."""
+        spec, now = self._spec, time.monotonic()
+        if spec is not None:
+            if not self._quit_at:
+                self._say("told to end: stopping the engine")
+            self.stop(spec.launch, _END_GRACE_S)
+            self._quit_at = now + _TELL_S
+        elif now >= self._quit_at:
+            self._quit = True
+
+    def _reap_orphans(self) -> None:
+        """Adopted processes that ended; a container's first process has nobody else to do it."""
+        now = time.monotonic()
+        if now < self._reap_at:
+            return
+        self._reap_at = now + _REAP_EVERY_S
+        first = self._first
+        ours = {self._forkserver.pid, self._forkserver.tracker_pid, first and first.pid}
+        for pid in children(os.getpid()):
+            if pid not in ours and is_zombie(pid):
+                reap(pid)
 
     def _mind_forkserver(self, ended: list[int]) -> None:
         pid = self._forkserver.pid
@@ -275,7 +315,8 @@ class Supervisor:
             try:
                 self.listener.open()
             except ListenError:  # asked again until the address is free
-                return
+                if not self._ending:
+                    return
             self._watch.forget()
             with self._lock:
                 self._phase, self._spec, self._first = "absent", None, None

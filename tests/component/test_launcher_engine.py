@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from support.contract import is_gone
 from support.gate import head_of, request, until
@@ -200,6 +201,45 @@ def test_sigterm_ends_everything(group: LauncherGroup) -> None:
         assert launcher.gone()
         assert is_free(launcher.port)
         assert not list(launcher.run_dir.glob("*.sock"))
+
+
+def test_told_to_end_it_stops_its_engine_in_order_and_says_so(group: LauncherGroup) -> None:
+    """The others learn at once that a rank is gone, not from a silence."""
+    group.start(2)
+    launcher = group[0]
+    assert launcher.call("PUT", "/ready", {"ready": True})[0] == 200
+    url = f"http://127.0.0.1:{launcher.state()['probe_port']}/readyz"
+    assert httpx.get(url).status_code == 200
+    launcher.process.terminate()
+    until(lambda: httpx.get(url).status_code == 503)
+    assert launcher.call("GET", "/state")[1]["engine"]["phase"] in ("stopping", "absent")
+    assert launcher.start(group.spec(0, 2)) == (409, {"error": "this launcher was told to end"})
+    assert launcher.process.wait(5) == 0
+    assert "told to end: stopping the engine" in launcher.log.read_text()
+    assert launcher.gone()
+
+
+def test_told_to_end_twice_it_does_not_wait_for_the_engine(group: LauncherGroup) -> None:
+    group.start(2)
+    launcher = group[0]
+    os.kill(launcher.process_of("APIServer"), signal.SIGSTOP)  # so it takes no SIGTERM
+    launcher.process.terminate()
+    until(lambda: launcher.call("GET", "/state")[1]["engine"]["phase"] == "stopping")
+    began = time.monotonic()
+    launcher.process.terminate()
+    assert launcher.process.wait(5) == 0
+    assert time.monotonic() - began < 2
+    assert launcher.gone()
+
+
+def test_an_engine_that_hangs_is_killed_when_the_launcher_has_to_end(group: LauncherGroup) -> None:
+    group.start(2)
+    launcher = group[0]
+    os.kill(launcher.process_of("APIServer"), signal.SIGSTOP)
+    assert launcher.stop(launcher.state()["engine"]["launch"], 60)[0] == 202
+    launcher.process.terminate()
+    assert launcher.process.wait(8) == 0
+    assert launcher.gone()
 
 
 def test_a_new_launcher_takes_the_killed_ones_place(launcher: Launcher) -> None:
