@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 NO_ANSWER_S = 10.0
 REMIND_EVERY_S = 60.0
+ALONE_S = 15.0
+"""A coordinator that was not heard for so long releases nobody; it may be gone for good."""
 _SOCKET_PATH_LIMIT = 107
 """Characters in sun_path, less the closing zero (unix(7))."""
 
@@ -64,7 +66,7 @@ class Agent:
         self._tell = asyncio.Event()
         self._boot, self._seq = uuid.uuid4().hex, 0
         self._error = ""
-        self._heard = False
+        self._heard, self._heard_at = False, time.monotonic()
         self._greeted: Hello | None = None
         self._grumbled: dict[str, float] = {}
         self.metrics = Metrics()
@@ -82,6 +84,7 @@ class Agent:
             group.create_task(self._report())
             group.create_task(self._receive())
             group.create_task(self._mind_silence())
+            group.create_task(self._mind_leaving())
 
     # --- to the coordinator ---------------------------------------------------------------------
 
@@ -147,7 +150,7 @@ class Agent:
     async def _receive(self) -> None:
         while True:
             message = await self._link.receive()
-            self._heard = True
+            self._heard, self._heard_at = True, time.monotonic()
             self.metrics.heard()
             match message:
                 case Goal():
@@ -205,6 +208,18 @@ class Agent:
             )
             await asyncio.sleep(REMIND_EVERY_S)
 
+    async def _mind_leaving(self) -> None:
+        """Without a coordinator nobody is released. Who has no engine takes nothing along."""
+        while True:
+            await asyncio.sleep(ALONE_S / 10)
+            alone = time.monotonic() - self._heard_at > ALONE_S
+            goal = self._journal.goal
+            empty = self._instance.has_no_engine and (goal is None or goal.launch is None)
+            if self.leave.asked and alone and empty:
+                logger.warning("no coordinator for %g s and no engine here: released", ALONE_S)
+                self.leave.let_go()
+                return
+
     def _grumble(self, about: str, line: str) -> None:
         """Log a line, once a minute about the same thing."""
         now = time.monotonic()
@@ -251,6 +266,11 @@ def _check_folder(settings: Settings) -> None:
     """Raises OSError for a run folder that cannot do."""
     if not settings.run_dir.is_dir():
         raise OSError(f"there is no run folder {settings.run_dir}: start its launcher, or make it")
+    if not os.access(settings.run_dir, os.W_OK | os.X_OK):
+        raise OSError(
+            f"{settings.run_dir} can't be written by this user (UID {os.geteuid()}): give it to "
+            "this user, or a pod an fsGroup"
+        )
     longest = max(len(str(path)) for path in (settings.launcher_socket, settings.own_socket))
     if longest > _SOCKET_PATH_LIMIT:
         raise OSError(

@@ -105,6 +105,12 @@ class Instance:
         self._new_goal.set()
         self._work.set()
 
+    @property
+    def has_no_engine(self) -> bool:
+        """By the launcher's own word, as it says it now."""
+        state = self._look_launcher.value
+        return state is not None and state.engine.phase == "absent"
+
     def facts(self, version: str) -> Facts | None:
         """What a Hello says, None as long as the launcher does not know it."""
         state = self._look_launcher.value

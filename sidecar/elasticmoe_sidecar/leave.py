@@ -39,6 +39,10 @@ class Leave:
         if self.asked and released:
             self._released.set()
 
+    def let_go(self) -> None:
+        """Release this instance without the coordinator's word."""
+        self._released.set()
+
     async def released(self) -> bool:
         """Wait for the release; False when the grace is over first."""
         try:

@@ -10,7 +10,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from elasticmoe_protocol.messages import LaunchSpec, PreflightSpec, ScaleOrder
+from elasticmoe_protocol.messages import Goal, LaunchSpec, PreflightSpec, ScaleOrder
+from elasticmoe_sidecar import agent
+from elasticmoe_sidecar.journal import Journal
+from elasticmoe_sidecar.settings import Settings
 from support.fake_instance import FakeInstance
 from support.sidecar import Coordinator, Sidecar, coordinator, until
 
@@ -351,3 +354,66 @@ async def test_sigterm_leaves_gracefully_where_the_group_follows(tmp_path: Path,
         elif way == "second SIGTERM":
             sidecar.signal(signal.SIGTERM)
         assert await sidecar.ended() == 0
+
+
+async def test_leave_is_asked_as_often_as_one_likes(scene: Scene):
+    boss = scene.coordinator
+    transport = httpx.AsyncHTTPTransport(uds=str(scene.sidecar.run_dir / "sidecar.sock"))
+    async with httpx.AsyncClient(transport=transport, base_url="http://sidecar") as http:
+        with pytest.raises(httpx.TimeoutException):
+            await http.post("/leave", timeout=0.3)  # one that gave up
+        both = [asyncio.create_task(http.post("/leave", timeout=30)) for _ in range(2)]
+        await boss.hears("leaving", lambda r: r.leaving)
+        await boss.goal(released=True)
+        assert [(await one).json() for one in both] == [{"released": True}] * 2
+        assert (await http.post("/leave")).json() == {"released": True}
+
+
+@pytest.mark.parametrize("engine", [False, True])
+async def test_without_a_coordinator_only_who_has_no_engine_is_released(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: bool
+):
+    monkeypatch.setattr(agent, "ALONE_S", 0.3)
+    settings = Settings(
+        deployment="d",
+        instance="i0",
+        coordinator="tcp://127.0.0.1:1",
+        run_dir=tmp_path,
+        keys_dir=tmp_path,
+        address="127.0.0.1",
+        rpc_port=1,
+    )
+
+    class Nobody:
+        async def send(self, message: object) -> None: ...
+
+        async def receive(self) -> Goal:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    async with FakeInstance(tmp_path) as fake:
+        if engine:
+            fake.engine = {"phase": "running", "launch": "L1", "rank": 0}
+        alone = agent.Agent(settings, Journal(settings.journal_file, "d", "i0"), Nobody())
+        running = asyncio.create_task(alone.run())
+        alone.leave.ask()
+        try:
+            async with asyncio.timeout(2):
+                assert await alone.leave.released()
+            assert not engine
+        except TimeoutError:
+            assert engine
+        running.cancel()
+        await asyncio.wait({running})
+
+
+async def test_in_a_shared_run_folder_the_group_may_open_its_socket(tmp_path: Path):
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    async with coordinator() as boss, FakeInstance(run_dir):
+        for mode, expected in ((0o2777, 0o660), (0o700, 0o600)):
+            run_dir.chmod(mode)
+            seen = len(boss.hellos)
+            async with Sidecar(run_dir, boss.address):
+                await until(lambda seen=seen: len(boss.hellos) > seen, "Hello")
+                assert (run_dir / "sidecar.sock").stat().st_mode & 0o777 == expected
