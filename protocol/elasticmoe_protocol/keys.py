@@ -5,6 +5,8 @@
 to whoever may change something over HTTP. A client key that is stolen can impersonate a rank.
 
 Rotation overlaps: after `rotate` the old client key and token are taken as well, until `finish`.
+`make`, `rotated` and `finished` do the same without a folder, for a Kubernetes Secret. The folder
+where such a Secret is mounted is only read.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import hmac
 import os
 import secrets
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -76,32 +78,69 @@ def ensure_keys(folder: Path) -> None:
     if (folder / COORDINATOR_FILE).exists() and (folder / TOKEN_FILE).exists():
         return
     with _changing(folder, make=True):
-        if not (folder / COORDINATOR_FILE).exists():
-            client, server = _pair(), _pair()
-            _write(folder, SIDECAR_FILE, SidecarKeys(pair=client, server=server.public))
-            _write(folder, COORDINATOR_FILE, CoordinatorKeys(pair=server, clients=(client.public,)))
-        if not (folder / TOKEN_FILE).exists():
-            _write_text(folder, TOKEN_FILE, secrets.token_urlsafe(32) + "\n")
+        fresh = make()
+        # The coordinator's comes last: without it both are made anew.
+        names = [] if (folder / COORDINATOR_FILE).exists() else [SIDECAR_FILE, COORDINATOR_FILE]
+        names += [] if (folder / TOKEN_FILE).exists() else [TOKEN_FILE]
+        for name in names:
+            _write(folder, name, fresh[name])
 
 
 def rotate(folder: Path) -> None:
     """New client keys and token; the old ones are taken too until `finish`. Raises KeysError."""
     with _changing(folder):
-        old, token, client = load_coordinator(folder), load_token(folder), _pair()
-        new = msgspec.structs.replace(
-            old, clients=(client.public, *old.clients), tokens=(token, *old.tokens)
-        )
-        _write(folder, COORDINATOR_FILE, new)
-        _write(folder, SIDECAR_FILE, SidecarKeys(pair=client, server=old.pair.public))
-        _write_text(folder, TOKEN_FILE, secrets.token_urlsafe(32) + "\n")
+        changed = _rotation(load_coordinator(folder), load_token(folder))
+        for name, text in changed.items():
+            _write(folder, name, text)
 
 
 def finish(folder: Path) -> None:
     """End a rotation: only the newest client key and token are taken. Raises KeysError."""
     with _changing(folder):
-        keys, client = load_coordinator(folder), load_sidecar(folder)
-        newest = msgspec.structs.replace(keys, clients=(client.pair.public,), tokens=())
-        _write(folder, COORDINATOR_FILE, newest)
+        changed = _end(load_coordinator(folder), load_sidecar(folder))
+        for name, text in changed.items():
+            _write(folder, name, text)
+
+
+def make() -> dict[str, str]:
+    """The files of a new group: name -> content."""
+    client, server = _pair(), _pair()
+    return {
+        COORDINATOR_FILE: _text(CoordinatorKeys(pair=server, clients=(client.public,))),
+        SIDECAR_FILE: _text(SidecarKeys(pair=client, server=server.public)),
+        TOKEN_FILE: _new_token(),
+    }
+
+
+def rotated(files: Mapping[str, str]) -> dict[str, str]:
+    """The files after `rotate`. Raises KeysError for what are no keys."""
+    keys = _decoded(files, COORDINATOR_FILE, CoordinatorKeys)
+    return {**files, **_rotation(keys, _token(_of(files, TOKEN_FILE), TOKEN_FILE))}
+
+
+def finished(files: Mapping[str, str]) -> dict[str, str]:
+    """The files after `finish`. Raises KeysError for what are no keys."""
+    keys = _decoded(files, COORDINATOR_FILE, CoordinatorKeys)
+    return {**files, **_end(keys, _decoded(files, SIDECAR_FILE, SidecarKeys))}
+
+
+def _rotation(old: CoordinatorKeys, token: str) -> dict[str, str]:
+    """What changes when a rotation begins, in the order in which it has to be written."""
+    client = _pair()
+    both = msgspec.structs.replace(
+        old, clients=(client.public, *old.clients), tokens=(token, *old.tokens)
+    )
+    return {
+        COORDINATOR_FILE: _text(both),
+        SIDECAR_FILE: _text(SidecarKeys(pair=client, server=old.pair.public)),
+        TOKEN_FILE: _new_token(),
+    }
+
+
+def _end(keys: CoordinatorKeys, client: SidecarKeys) -> dict[str, str]:
+    """What changes when a rotation ends."""
+    newest = msgspec.structs.replace(keys, clients=(client.pair.public,), tokens=())
+    return {COORDINATOR_FILE: _text(newest)}
 
 
 def load_coordinator(folder: Path) -> CoordinatorKeys:
@@ -116,10 +155,7 @@ def load_sidecar(folder: Path) -> SidecarKeys:
 
 def load_token(folder: Path) -> str:
     """The bearer token. Raises KeysError."""
-    token = _content(folder, TOKEN_FILE).decode("ascii", "replace").strip()
-    if not token:
-        raise KeysError(f"{folder / TOKEN_FILE} is empty: delete it and start again")
-    return token
+    return _token(_content(folder, TOKEN_FILE).decode("ascii", "replace"), folder / TOKEN_FILE)
 
 
 def token_is_valid(folder: Path, given: str) -> bool:
@@ -166,11 +202,15 @@ def _changing(folder: Path, make: bool = False) -> Iterator[None]:
         ) from None
 
 
-def _write(folder: Path, name: str, content: CoordinatorKeys | SidecarKeys) -> None:
-    _write_text(folder, name, msgspec.json.encode(content).decode() + "\n")
+def _text(content: CoordinatorKeys | SidecarKeys) -> str:
+    return msgspec.json.encode(content).decode() + "\n"
 
 
-def _write_text(folder: Path, name: str, text: str) -> None:
+def _new_token() -> str:
+    return secrets.token_urlsafe(32) + "\n"
+
+
+def _write(folder: Path, name: str, text: str) -> None:
     fresh = folder / f".{name}.new"
     with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(text)
@@ -192,10 +232,31 @@ def _content(folder: Path, name: str) -> bytes:
 
 
 def _read(folder: Path, name: str, kind: type[K]) -> K:
+    return _decode(_content(folder, name), folder / name, kind)
+
+
+def _of(files: Mapping[str, str], name: str) -> str:
+    if name not in files:
+        raise KeysError(f"there is no {name} among the keys: make new ones, for all of the group")
+    return files[name]
+
+
+def _decoded(files: Mapping[str, str], name: str, kind: type[K]) -> K:
+    return _decode(_of(files, name), name, kind)
+
+
+def _decode(content: str | bytes, name: str | Path, kind: type[K]) -> K:
     try:
-        return msgspec.json.decode(_content(folder, name), type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        return msgspec.json.decode(content, type=kind)
+    except (msgspec.MsgspecError, UnicodeError) as error:
         raise KeysError(
-            f"{folder / name} is not a key file ({error}): delete the folder's files and make "
-            "new ones, for all of the group"
+            f"{name} is not a key file ({error}): delete all of these files and make new ones, "
+            "for all of the group"
         ) from None
+
+
+def _token(text: str, name: str | Path) -> str:
+    token = text.strip()
+    if not token:
+        raise KeysError(f"{name} is empty: delete it and start again")
+    return token

@@ -42,7 +42,7 @@ def stranger(tmp_path: Path, folder: Path) -> Path:
     made = tmp_path / "stranger"
     ensure_keys(made)
     own, server = keys.load_sidecar(made), keys.load_coordinator(folder).pair.public
-    keys._write(made, keys.SIDECAR_FILE, msgspec.structs.replace(own, server=server))
+    keys._write(made, keys.SIDECAR_FILE, keys._text(msgspec.structs.replace(own, server=server)))
     return made
 
 
@@ -226,7 +226,8 @@ async def test_a_client_that_was_refused_comes_in_once_its_key_is_known(
         await until(lambda: boss.dropped.counts["wrong_key"] > 1, "it was refused repeatedly")
         known = keys.load_coordinator(folder)
         clients = (*known.clients, keys.load_sidecar(stranger).pair.public)
-        keys._write(folder, keys.COORDINATOR_FILE, msgspec.structs.replace(known, clients=clients))
+        text = keys._text(msgspec.structs.replace(known, clients=clients))
+        keys._write(folder, keys.COORDINATOR_FILE, text)
         await insist(other, report(), up)
 
 

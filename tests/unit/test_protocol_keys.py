@@ -26,6 +26,7 @@ from elasticmoe_protocol.keys import (
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.pod import Secret
 
 FILES = (COORDINATOR_FILE, SIDECAR_FILE, TOKEN_FILE)
 
@@ -217,14 +218,14 @@ def test_a_rotation_that_broke_off_locks_nobody_out(
 ):
     """And run again it is whole."""
     old_client, old_token = load_sidecar(folder).pair.public, load_token(folder)
-    whole = keys._write_text
+    whole = keys._write
 
     def broken(where: Path, name: str, text: str) -> None:
         whole(where, name, text)
         if name == written:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(keys, "_write_text", broken)
+    monkeypatch.setattr(keys, "_write", broken)
     with pytest.raises(KeyboardInterrupt):
         rotate(folder)
     monkeypatch.undo()
@@ -243,6 +244,78 @@ def test_files_keep_their_mode_in_a_rotation(folder: Path):
     finish(folder)
     assert {mode(folder / name) for name in FILES} == {0o600}
     assert sorted(path.name for path in folder.iterdir()) == sorted((*FILES, ".lock"))
+
+
+# --- without a folder ----------------------------------------------------------------------------
+
+
+def put(folder: Path, files: dict[str, str]) -> Path:
+    folder.mkdir(exist_ok=True)
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+def test_files_without_a_folder_are_as_those_in_one(tmp_path: Path):
+    made = keys.make()
+    assert sorted(made) == sorted(FILES)
+    folder = put(tmp_path / "keys", made)
+    ensure_keys(folder)
+    assert {name: (folder / name).read_text() for name in FILES} == made
+    assert load_sidecar(folder).server == load_coordinator(folder).pair.public
+    both = keys.rotated(made)
+    put(folder, both)
+    assert set(load_coordinator(folder).clients) == {
+        load_sidecar(folder).pair.public,
+        load_sidecar(put(tmp_path / "old", made)).pair.public,
+    }
+    assert token_is_valid(folder, made[TOKEN_FILE].strip())
+    assert token_is_valid(folder, both[TOKEN_FILE].strip())
+    put(folder, keys.finished(both))
+    assert load_coordinator(folder).clients == (load_sidecar(folder).pair.public,)
+    assert not token_is_valid(folder, made[TOKEN_FILE].strip())
+
+
+def test_what_else_is_among_the_files_stays(tmp_path: Path):
+    files = {**keys.make(), "other": "x"}
+    assert keys.rotated(files)["other"] == keys.finished(files)["other"] == "x"
+    assert keys.finished(files) == files
+
+
+@pytest.mark.parametrize("change", [keys.rotated, keys.finished])
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"pair": 1}', "\udcff"])
+@pytest.mark.parametrize("name", [COORDINATOR_FILE, SIDECAR_FILE, TOKEN_FILE])
+def test_files_that_are_no_keys_are_named(
+    change: Callable[[dict[str, str]], dict[str, str]], content: str, name: str
+):
+    needed = {COORDINATOR_FILE, TOKEN_FILE if change is keys.rotated else SIDECAR_FILE}
+    if name not in needed or (name == TOKEN_FILE and content):
+        return
+    with pytest.raises(KeysError) as error:
+        change({**keys.make(), name: content})
+    assert line_of(error).startswith(f"{name} is ")
+
+
+def test_a_missing_file_is_named():
+    files = keys.make()
+    del files[COORDINATOR_FILE]
+    with pytest.raises(KeysError) as error:
+        keys.rotated(files)
+    assert line_of(error).startswith(f"there is no {COORDINATOR_FILE} among the keys")
+
+
+def test_a_mounted_secret_is_read_and_not_written(tmp_path: Path):
+    files = keys.make()
+    secret = Secret(tmp_path / "keys", files)
+    before = {path: path.lstat().st_mtime_ns for path in secret.path.rglob("*")}
+    ensure_keys(secret.path)
+    assert token_is_valid(secret.path, files[TOKEN_FILE].strip())
+    assert {path: path.lstat().st_mtime_ns for path in secret.path.rglob("*")} == before
+    both = keys.rotated(files)
+    secret.update(both)
+    assert token_is_valid(secret.path, both[TOKEN_FILE].strip())
+    secret.update(keys.finished(both))
+    assert not token_is_valid(secret.path, files[TOKEN_FILE].strip())
 
 
 # --- the token -----------------------------------------------------------------------------------
