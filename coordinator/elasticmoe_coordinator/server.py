@@ -164,7 +164,8 @@ def run(settings: CoordinatorSettings) -> int:
 
 def _listen(host: str, port: int) -> socket.socket:
     """Raises OSError with a line that says what to do."""
-    listener = socket.socket()
+    host = host.strip("[]")
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
@@ -200,13 +201,13 @@ async def _serve(settings: CoordinatorSettings, listener: socket.socket) -> int:
         host, port = listener.getsockname()[:2]
         stopping = asyncio.create_task(stop.wait())
         try:
-            _tell_ready(settings, sockets.endpoint, f"http://{host}:{port}")
+            address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+            _tell_ready(settings, sockets.endpoint, address)
             logger.info(
-                "coordinator of %s: sidecars at %s, HTTP at http://%s:%d",
+                "coordinator of %s: sidecars at %s, HTTP at %s",
                 settings.group.deployment,
                 sockets.endpoint,
-                host,
-                port,
+                address,
             )
             await asyncio.wait({working, answering, stopping}, return_when=asyncio.FIRST_COMPLETED)
         finally:

@@ -156,6 +156,7 @@ def _instance(view: View, one: Instance, desired: bool) -> InstanceStatus:
     seat = member or joining
     return InstanceStatus(
         instance=one.name,
+        incarnation=one.incarnation,
         ordinal=one.facts.ordinal,
         address=one.facts.address,
         rank=seat.rank if seat else None,

@@ -68,6 +68,7 @@ class OperationStatus:
 class InstanceStatus:
     """One instance and the rank that it runs.
 
+    incarnation: the pod's UID, or what stands for this life of the instance elsewhere.
     rank: its place in the layout that serves or is being made, None for a standby.
     desired: the group wants it to serve. registered: its sidecar has said hello and reports.
     safe_to_delete: ending it takes nothing from the group.
@@ -76,6 +77,7 @@ class InstanceStatus:
     """
 
     instance: str
+    incarnation: str
     ordinal: int | None
     address: str
     rank: int | None
