@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ COMMANDS = [
     "coordinator",
     "sidecar",
     "join",
+    "inject",
     "status",
     "scale",
     "restart",
@@ -130,6 +134,60 @@ def test_a_local_groups_limits_are_the_coordinators() -> None:
         if name not in ("deployment", "max_size"):
             assert one.default == theirs[name], name
     assert "--lame-duck 1.5" in " ".join(Options(lame_duck_s=1.5).words())
+
+
+# --- inject --------------------------------------------------------------------------------------
+
+
+def test_inject_replaces_what_was_there(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "b"
+    before = os.umask(0o077)
+    try:
+        assert run(capfd, "inject", str(folder)) == (0, f"launcher and gate are in {folder}\n", "")
+        package = folder / "elasticmoe_engine"
+        (package / "of_an_older_version.py").write_text("")
+        (package / "launcher.py").write_text("broken")
+        assert run(capfd, "inject", str(folder))[0] == 0
+    finally:
+        os.umask(before)
+    assert [path.name for path in folder.iterdir()] == ["elasticmoe_engine"]
+    assert not (package / "of_an_older_version.py").exists()
+    assert not list(package.rglob("__pycache__"))
+    for path in package.rglob("*"):
+        assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644)
+    usage = subprocess.run(
+        [
+            sys.executable,
+            "-I",
+            "-S",
+            "-c",
+            f"import sys; sys.path.insert(0, {str(folder)!r});"
+            "import elasticmoe_engine.launcher, elasticmoe_engine.leave;"
+            "print(elasticmoe_engine.launcher.__file__)",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert usage.stdout.strip() == str(package / "launcher.py")
+
+
+def test_inject_names_a_folder_that_cannot_be(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    status, out, err = run(capfd, "inject", str(tmp_path / "file"))
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert "choose another path" in err
+
+
+def test_a_user_without_a_home_can_run_commands() -> None:
+    program = (
+        "import os, pwd;"
+        "pwd.getpwuid = lambda _: (_ for _ in ()).throw(KeyError());"
+        "os.environ.pop('HOME', None); import elasticmoe_cli.main"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 # --- tables --------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from collections.abc import Iterator
 from enum import StrEnum
@@ -57,7 +58,8 @@ Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the ope
 DrainTimeout = Annotated[
     int | None, typer.Option(help="Seconds that requests may take to end.", min=0)
 ]
-DEFAULT_KEYS = Path.home() / ".config" / "elasticmoe" / "keys"
+# Not Path.home(): a container's user may have no home, and names its keys.
+DEFAULT_KEYS = Path(os.path.expanduser("~/.config/elasticmoe/keys"))
 
 
 @contextlib.contextmanager

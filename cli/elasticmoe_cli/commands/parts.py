@@ -131,7 +131,11 @@ def sidecar(
     ordinal: Annotated[int | None, typer.Option(help="Place that the platform gave it.")] = None,
     incarnation: Annotated[str, typer.Option(help="The pod's UID.")] = "",
     policy: Annotated[Policy, typer.Option(help="As the coordinator's.")] = Policy.declared,
+    http_host: Annotated[str, typer.Option(help="Address of /livez and /metrics.")] = "127.0.0.1",
     http_port: Annotated[int, typer.Option(help="Port of /livez and /metrics.", min=0)] = 0,
+    leave_grace: Annotated[
+        float, typer.Option(help="Longest wait in seconds for the release of a leaving one.", min=0)
+    ] = 600.0,
 ) -> None:
     """Run the sidecar of one instance."""
     from elasticmoe_sidecar.agent import run
@@ -151,9 +155,21 @@ def sidecar(
             ordinal=ordinal,
             incarnation=incarnation,
             policy=policy.value,
+            http_host=http_host,
             http_port=http_port,
+            leave_grace_s=leave_grace,
         )
         raise typer.Exit(run(settings))
+
+
+def inject(
+    folder: Annotated[Path, typer.Argument(help="Made if it is not there; for PYTHONPATH.")],
+) -> None:
+    """Copy launcher and gate into a folder, for an engine's container that has neither."""
+    from elasticmoe_cli.inject import inject as copy
+
+    with plainly():
+        typer.echo(f"launcher and gate are in {copy(folder)}")
 
 
 def join(
