@@ -1,7 +1,8 @@
 """Users for a demo or a benchmark: closed-loop streaming clients on this host.
 
 Requests go straight to the ranks, and new ones only to those whose launcher says ready, as a
-Kubernetes Service does it, or to such a Service. Nothing is sent twice: what fails counts as failed.
+Kubernetes Service does it, or to such a Service. Nothing is sent twice: what fails counts as
+failed.
 """
 
 from __future__ import annotations
