@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from elasticmoe_protocol import keys
@@ -12,6 +13,7 @@ from elasticmoe_protocol import keys
 from elasticmoe_operator import names
 from elasticmoe_operator.builders import (
     accounts,
+    command,
     coordinator,
     disruption,
     network,
@@ -27,6 +29,9 @@ from elasticmoe_operator.core.observed import Observed
 from elasticmoe_operator.core.plan import Action
 from elasticmoe_operator.core.spec import Spec
 
+OVERLAP_S = 180.0
+"""So long old keys are taken too: a kubelet may need 90 s to bring a Secret to its pods."""
+
 
 class Executor:
     """Of one deployment: it remembers what it applied last, to apply only what changed."""
@@ -37,14 +42,14 @@ class Executor:
         self._kubernetes, self._coordinators = kubernetes, coordinators
         self._platform = platform
         self._applied: dict[tuple[str, str], bytes] = {}
-        self._token = ""
+        self._image = platform.image
+        self._keys: _Keys | None = None
 
     async def keep_children(self, spec: Spec, observed: Observed) -> None:
         """Secret, accounts, Services, policies, budget, coordinator. Raises ApiError."""
-        if not self._token:
-            await self._ensure_keys(spec)
+        await self._keep_keys(spec, observed.now)
         ranks = observed.ranks
-        image = (ranks.image if ranks else "") or self._platform.image
+        image = self._image = (ranks.image if ranks else "") or self._platform.image
         maximum = (ranks.max_replicas if ranks else 0) or spec.max_replicas
         revision = (ranks.revision if ranks else "") or spec.revision
         size = observed.group.size if observed.group else 0
@@ -53,6 +58,8 @@ class Executor:
             await self._keep(*network.build(spec, self._platform))
         if observed.group is not None:
             await self._keep(disruption.build(spec, size=size))
+        if ranks is not None and ranks.revision == spec.revision:
+            await self._keep(command.build(spec))
         await self._keep(
             coordinator.build(
                 spec, self._platform, image=image, max_replicas=maximum, revision=revision
@@ -66,14 +73,23 @@ class Executor:
     async def do(self, spec: Spec, action: Action) -> None:
         """One action. Raises ApiError, CoordinatorError, SpecError."""
         kubernetes, where = self._kubernetes, spec.namespace
+        patch: Mapping[str, Any]
         match action:
-            case plans.ApplyRanks(replicas=replicas):
-                image = self._platform.image
+            case plans.ApplyRanks(replicas=replicas, same_pods=same_pods):
+                image = self._image if same_pods else self._platform.image
+                await kubernetes.apply(command.build(spec))
                 await kubernetes.apply(
                     statefulset.build(spec, self._platform, image=image, replicas=replicas)
                 )
+            case plans.ApplyCommand():
+                await self._keep(command.build(spec))
+            case plans.NudgePod(name=name, uid=uid, command=revision):
+                patch = {"metadata": {"uid": uid, "annotations": {names.COMMAND: revision}}}
+                await kubernetes.merge("Pod", "v1", where, name, patch)
+            case plans.RestartGroup(operation_id=operation_id):
+                await self._coordinators.restart(where, spec.name, self._token, operation_id)
             case plans.ScaleRanks(replicas=replicas):
-                patch: Mapping[str, Any] = {"spec": {"replicas": replicas}}
+                patch = {"spec": {"replicas": replicas}}
                 await kubernetes.merge("StatefulSet", "apps/v1", where, spec.name, patch)
             case plans.SetTarget(operation_id=operation_id, size=size):
                 await self._coordinators.set_target(
@@ -97,12 +113,48 @@ class Executor:
                 await self._kubernetes.apply(manifest)
                 self._applied[key] = digest
 
-    async def _ensure_keys(self, spec: Spec) -> None:
-        """Made once: a second pair would lock out all sidecars."""
-        name = names.keys_secret(spec.name)
-        found = await self._kubernetes.get("Secret", "v1", spec.namespace, name)
-        files = secret.files(found) if found is not None else {}
+    async def _keep_keys(self, spec: Spec, now: float) -> None:
+        """Made once: a second pair would lock out all sidecars. Rotated when that is asked for."""
+        if self._keys is None:
+            name = names.keys_secret(spec.name)
+            found = await self._kubernetes.get("Secret", "v1", spec.namespace, name)
+            self._keys = _Keys.read(found) if found else None
+        known = self._keys
+        if known is None:
+            fresh = _Keys(files=keys.make(), word=spec.rotate_keys)
+        elif known.word != spec.rotate_keys:
+            fresh = _Keys(files=keys.rotated(known.files), word=spec.rotate_keys, rotated_at=now)
+        elif known.rotated_at and now - known.rotated_at > OVERLAP_S:
+            fresh = _Keys(files=keys.finished(known.files), word=known.word)
+        else:
+            return
+        await self._kubernetes.apply(
+            secret.build(spec, fresh.files, rotated=fresh.word, rotated_at=fresh.rotated_at)
+        )
+        self._keys = fresh
+
+    @property
+    def _token(self) -> str:
+        return self._keys.files[keys.TOKEN_FILE].strip() if self._keys else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Keys:
+    """files: of the Secret. word: of the rotation that they are of. rotated_at: since when old and
+    new keys are taken (Unix seconds), 0 when only the new ones are."""
+
+    files: Mapping[str, str]
+    word: str
+    rotated_at: float = 0.0
+
+    @classmethod
+    def read(cls, found: Mapping[str, Any]) -> _Keys | None:
+        files = secret.files(found)
+        said = found["metadata"].get("annotations") or {}
         if not files:
-            files = keys.make()
-            await self._kubernetes.apply(secret.build(spec, files, spec.rotate_keys))
-        self._token = files[keys.TOKEN_FILE].strip()
+            return None
+        return cls(
+            files=files,
+            word=said.get(names.ROTATE, ""),
+            rotated_at=float(said.get(names.ROTATED_AT) or 0),
+        )

@@ -17,13 +17,19 @@ DEPLOYMENT: Final = f"{GROUP}/deployment"
 ACTIVE: Final = f"{GROUP}/active"
 """Label of a pod that is a rank of the serving layout: what an HPA counts."""
 REVISION: Final = f"{GROUP}/revision"
-"""Label of a pod and annotation of its StatefulSet: what the group runs."""
+"""Annotation of the StatefulSet: what the group runs."""
+POD_REVISION: Final = f"{GROUP}/pod-revision"
+"""Annotation of the StatefulSet and label of its pods: the part that takes new pods to change."""
+COMMAND: Final = f"{GROUP}/command"
+"""Annotation of a pod: the command that its volume was updated for."""
 IMAGE: Final = f"{GROUP}/image"
 MAX_REPLICAS: Final = f"{GROUP}/max-replicas"
 LAUNCHER_OPTIONS: Final = f"{GROUP}/launcher-options"
 """Annotation of the pod template: options for the launcher, for engines that are not vLLM."""
 ROTATE: Final = f"{GROUP}/rotate-keys"
 """Annotation of an ElasticMoEDeployment: another value makes new keys."""
+ROTATED_AT: Final = f"{GROUP}/rotated-at"
+"""Annotation of the keys' Secret: since when (Unix seconds) old and new keys are taken."""
 
 NAME: Final = "app.kubernetes.io/name"
 INSTANCE: Final = "app.kubernetes.io/instance"
@@ -47,6 +53,8 @@ RPC_PORT: Final = 29550
 
 RUN_DIR: Final = "/run/elasticmoe"
 ENGINE_DIR: Final = "/opt/elasticmoe-engine"
+COMMAND_DIR: Final = "/etc/elasticmoe/command"
+COMMAND_FILE: Final = "command.json"
 KEYS_DIR: Final = "/etc/elasticmoe/keys"
 USER: Final = 65532
 """Of our containers, and the group that shares the run folder."""
@@ -81,6 +89,11 @@ def ranks_service(deployment: str) -> str:
 def coordinator(deployment: str) -> str:
     """The coordinator's Deployment, Service, ServiceAccount and NetworkPolicy."""
     return f"{deployment}-coordinator"
+
+
+def command_map(deployment: str) -> str:
+    """The ConfigMap of the engines' command line."""
+    return f"{deployment}-command"
 
 
 def keys_secret(deployment: str) -> str:

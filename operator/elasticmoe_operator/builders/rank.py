@@ -40,7 +40,7 @@ def build(spec: Spec, platform: Platform, *, image: str) -> Manifest:
     Raises SpecError.
     """
     metadata = dict(spec.template.get("metadata") or {})
-    own = {**names.labels(spec.name, names.RANK), names.REVISION: spec.revision}
+    own = {**names.labels(spec.name, names.RANK), names.POD_REVISION: spec.pod_revision}
     pod = dict(spec.template.get("spec") or {})
     users = [one for one in pod["containers"] if one.get("name") != names.ENGINE_CONTAINER]
     security = {"fsGroup": names.USER, **(pod.get("securityContext") or {})}
@@ -84,9 +84,8 @@ def _engine(spec: Spec) -> Manifest:
             *("--run-dir", names.RUN_DIR),
             *("--probe-port", str(names.PROBE_PORT)),
             *("--host-ip", "$(POD_IP)"),
+            *("--command-file", f"{names.COMMAND_DIR}/{names.COMMAND_FILE}"),
             *spec.launcher_options,
-            "--",
-            *spec.engine_words,
         ],
         "env": _environment(engine.get("env") or []),
         "ports": _ports(engine.get("ports") or [], spec.serving_port),
@@ -94,6 +93,7 @@ def _engine(spec: Spec) -> Manifest:
             *(engine.get("volumeMounts") or []),
             {"name": "elasticmoe-run", "mountPath": names.RUN_DIR},
             {"name": "elasticmoe-engine", "mountPath": names.ENGINE_DIR, "readOnly": True},
+            {"name": "elasticmoe-command", "mountPath": names.COMMAND_DIR, "readOnly": True},
         ],
         # The launcher answers: a warm pod without an engine lives, and readiness is the group's.
         "livenessProbe": {
@@ -197,6 +197,7 @@ def _volumes(spec: Spec) -> list[Manifest]:
     return [
         {"name": "elasticmoe-run", "emptyDir": {}},
         {"name": "elasticmoe-engine", "emptyDir": {}},
+        {"name": "elasticmoe-command", "configMap": {"name": names.command_map(spec.name)}},
         {
             "name": "elasticmoe-keys",
             "secret": {

@@ -17,6 +17,7 @@ def build(spec: Spec, platform: Platform, *, image: str, replicas: int) -> Manif
     found = manifest(spec, "apps/v1", "StatefulSet", spec.name, names.RANK)
     found["metadata"]["annotations"] = {
         names.REVISION: spec.revision,
+        names.POD_REVISION: spec.pod_revision,
         names.IMAGE: image,
         names.MAX_REPLICAS: str(spec.max_replicas),
     }

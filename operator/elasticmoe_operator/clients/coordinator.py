@@ -43,6 +43,12 @@ class Coordinators:
         headers = {"Authorization": f"Bearer {token}"}
         await self._call("PUT", namespace, deployment, "/v1/target", body, headers)
 
+    async def restart(self, namespace: str, deployment: str, token: str, operation_id: str) -> None:
+        """Have all engines restarted; said again it is the same. Raises CoordinatorError."""
+        body = {"operationId": operation_id}
+        headers = {"Authorization": f"Bearer {token}"}
+        await self._call("POST", namespace, deployment, "/v1/restart", body, headers)
+
     async def _call(
         self,
         method: str,

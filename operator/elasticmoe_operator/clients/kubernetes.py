@@ -19,6 +19,7 @@ LIMIT_S: Final = 10.0
 _ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 _PLURALS: Final = {
+    "ConfigMap": "configmaps",
     "Deployment": "deployments",
     names.KIND: names.PLURAL,
     "NetworkPolicy": "networkpolicies",

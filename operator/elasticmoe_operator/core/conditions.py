@@ -129,7 +129,9 @@ def words(operation: Operation) -> str:
         "Start": f"starting {operation.to_size} ranks",
         "ScaleUp": f"{operation.from_size} -> {operation.to_size}",
         "ScaleDown": f"{operation.from_size} -> {operation.to_size}",
-        "Restart": "new pods for a new template",
+        "Restart": "a new template: in place"
+        if operation.phase in ("Update", "Restart")
+        else "a new template: new pods",
     }[operation.kind]
     attempt = f", attempt {operation.attempt}" if operation.attempt > 1 else ""
     detail = f": {operation.message}" if operation.message else ""

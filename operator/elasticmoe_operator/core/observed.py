@@ -37,14 +37,15 @@ class Problem:
 class Pod:
     """A rank's pod. Times are Unix seconds.
 
-    ready: as its readiness probe says. active: it carries the label of an active rank.
+    command: the revision that its command's volume was updated for. ready: as its readiness probe
+    says. active: it carries the label of an active rank.
     deleting: it was told to end. evicted: because its node is not reachable or tainted.
     """
 
     name: str
     uid: str
     ordinal: int
-    revision: str = ""
+    command: str = ""
     ready: bool = False
     active: bool = False
     deleting: bool = False
@@ -55,10 +56,11 @@ class Pod:
 
 @dataclass(frozen=True, kw_only=True)
 class Ranks:
-    """The StatefulSet. image, max_replicas, revision: what the group runs."""
+    """The StatefulSet. revision, pod_revision, image, max_replicas: what the group runs."""
 
     replicas: int
     revision: str
+    pod_revision: str
     image: str
     max_replicas: int
     deleting: bool = False
@@ -66,7 +68,11 @@ class Ranks:
 
 @dataclass(frozen=True, kw_only=True)
 class Instance:
-    """A pod as the coordinator knows it. uid: of the pod that it heard last."""
+    """A pod as the coordinator knows it. uid: of the pod that it heard last.
+
+    command, next_command: revisions of the command that its engine runs with, and of the one that
+    its next start would use.
+    """
 
     name: str
     uid: str
@@ -78,6 +84,9 @@ class Instance:
     warm: bool = True
     leaving: bool = False
     safe_to_delete: bool = True
+    command: str = ""
+    next_command: str = ""
+    next_command_problem: str = ""
     reason: str = ""
 
 
@@ -164,7 +173,7 @@ def pod(body: Object) -> Pod:
         name=name,
         uid=metadata["uid"],
         ordinal=int(index),
-        revision=labels.get(names.REVISION, ""),
+        command=(metadata.get("annotations") or {}).get(names.COMMAND, ""),
         ready=conditions.get("Ready", {}).get("status") == "True",
         active=labels.get(names.ACTIVE) == "true",
         deleting=bool(metadata.get("deletionTimestamp")),
@@ -215,6 +224,7 @@ def ranks(body: Object) -> Ranks:
     return Ranks(
         replicas=int(body["spec"].get("replicas", 1)),
         revision=annotations.get(names.REVISION, ""),
+        pod_revision=annotations.get(names.POD_REVISION, ""),
         image=annotations.get(names.IMAGE, ""),
         max_replicas=int(annotations.get(names.MAX_REPLICAS, "0")),
         deleting=bool(body["metadata"].get("deletionTimestamp")),
@@ -271,5 +281,8 @@ def _instance(body: Object) -> Instance:
         warm=body["warm"],
         leaving=body["leaving"],
         safe_to_delete=body["safeToDelete"],
+        command=body.get("command", ""),
+        next_command=body.get("nextCommand", ""),
+        next_command_problem=body.get("nextCommandProblem", ""),
         reason=body["reason"],
     )

@@ -15,8 +15,11 @@ Kind = Literal["Start", "ScaleUp", "ScaleDown", "Restart"]
 Result = Literal["Succeeded", "Failed", "Withdrawn", "Superseded"]
 """Withdrawn: no engine was told. Superseded: another size was asked for before it was told."""
 
-Phase = Literal["Drain", "CreatePods", "Resize", "Start", "Ready", "RemovePods"]
-"""Drain: all ranks leave, new connections end. CreatePods: until pods are warm and registered.
+Phase = Literal[
+    "Update", "Restart", "Drain", "CreatePods", "Resize", "Start", "Ready", "RemovePods"
+]
+"""Update: until all pods have the new command. Restart: a planned warm restart in place.
+Drain: all ranks leave, new connections end. CreatePods: until pods are warm and registered.
 Resize, Start: the coordinator's operation runs. Ready: until the pods are Ready.
 RemovePods: until the surplus pods are gone."""
 
@@ -25,7 +28,10 @@ HISTORY = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Operation:
-    """started, since (of the phase): Unix seconds. phases: those that ended, in seconds."""
+    """started, since (of the phase): Unix seconds. phases: those that ended, in seconds.
+
+    revision: what the group is brought to, of a Restart.
+    """
 
     id: str
     kind: Kind
@@ -36,6 +42,7 @@ class Operation:
     since: float
     attempt: int = 1
     message: str = ""
+    revision: str = ""
     phases: tuple[tuple[str, float], ...] = ()
 
     def enter(self, phase: Phase, now: float) -> Operation:
@@ -59,7 +66,14 @@ class Ended:
 
 
 def begin(
-    kind: Kind, phase: Phase, from_size: int, to_size: int, now: float, attempt: int = 1
+    kind: Kind,
+    phase: Phase,
+    from_size: int,
+    to_size: int,
+    now: float,
+    *,
+    attempt: int = 1,
+    revision: str = "",
 ) -> Operation:
     """A new operation; its id is new at each instant."""
     return Operation(
@@ -71,6 +85,7 @@ def begin(
         started=now,
         since=now,
         attempt=attempt,
+        revision=revision,
     )
 
 
@@ -95,6 +110,7 @@ def to_status(operation: Operation) -> dict[str, Any]:
         "phaseStartedAt": time_text(operation.since),
         "attempt": operation.attempt,
         "message": operation.message,
+        "revision": operation.revision,
         "phases": _phases(operation.phases),
     }
 
@@ -111,6 +127,7 @@ def from_status(status: Mapping[str, Any]) -> Operation:
         since=seconds(status["phaseStartedAt"]),
         attempt=status.get("attempt", 1),
         message=status.get("message", ""),
+        revision=status.get("revision", ""),
         phases=tuple((one["name"], one["seconds"]) for one in status.get("phases") or ()),
     )
 
@@ -128,6 +145,7 @@ def ended_to_status(ended: Ended) -> dict[str, Any]:
         "endedAt": time_text(ended.at),
         "attempt": operation.attempt,
         "message": ended.message,
+        "revision": operation.revision,
         "phases": _phases(operation.phases),
     }
 
@@ -144,6 +162,7 @@ def ended_from_status(status: Mapping[str, Any]) -> Ended:
         started=seconds(status["startedAt"]),
         since=seconds(status["endedAt"]),
         attempt=status.get("attempt", 1),
+        revision=status.get("revision", ""),
         phases=phases,
     )
     return Ended(

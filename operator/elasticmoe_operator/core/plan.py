@@ -23,9 +23,34 @@ RETRY_MAX_S = 600.0
 
 @dataclass(frozen=True, kw_only=True)
 class ApplyRanks:
-    """Write the whole StatefulSet, at the spec's newest revision."""
+    """Write the whole StatefulSet and the command, at the spec's newest revision.
+
+    same_pods: with the images that the group runs: its pods go on.
+    """
 
     replicas: int
+    same_pods: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApplyCommand:
+    """Write the engines' command of the spec's newest revision; launchers take it at a restart."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NudgePod:
+    """Change a pod's annotation: its kubelet brings the volumes up to date at once."""
+
+    name: str
+    uid: str
+    command: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestartGroup:
+    """Have the coordinator restart all engines, planned and warm."""
+
+    operation_id: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +90,17 @@ class DeleteRanks:
     """Delete the StatefulSet; its pods leave the group in order."""
 
 
-Action = ApplyRanks | ScaleRanks | SetTarget | LabelPod | ForgetPod | DeleteRanks
+Action = (
+    ApplyRanks
+    | ApplyCommand
+    | ScaleRanks
+    | SetTarget
+    | RestartGroup
+    | LabelPod
+    | NudgePod
+    | ForgetPod
+    | DeleteRanks
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,9 +174,61 @@ class _Planner:
             if self.operation is None or self.operation.phase == operation.phase:
                 return
 
+    def _update(self, operation: Operation) -> None:
+        """The new command has to lie with every pod before one restart brings it to all."""
+        spec, group = self.spec, self.group
+        if group is None:
+            return
+        operation = self.operation = replace(operation, revision=spec.revision)
+        if not self._same_pods(group):
+            self._end("Superseded", "the change takes new pods now")
+            return
+        self.actions.append(ApplyCommand())
+        waiting = []
+        for pod in self.observed.pods:
+            instance = self._instance(group, pod)
+            if pod.command != spec.revision and not pod.deleting:
+                self.actions.append(NudgePod(name=pod.name, uid=pod.uid, command=spec.revision))
+            if instance is None or spec.revision not in (instance.command, instance.next_command):
+                waiting.append(pod.name)
+            if instance is not None and instance.next_command_problem:
+                self._end("Failed", f"{pod.name}: {instance.next_command_problem}")
+                return
+        if not waiting:
+            self.operation = operation.enter("Restart", self.now)
+        else:
+            message = f"the new command has not come to {', '.join(waiting)} yet"
+            self.operation = replace(operation, message=message)
+
+    def _restart(self, operation: Operation) -> None:
+        group, ranks = self.group, self.observed.ranks
+        if group is None or ranks is None:
+            return
+        asked = group.find(operation.id)
+        if asked is None:
+            self.actions.append(RestartGroup(operation_id=operation.id))
+        elif asked.state in ("failed", "withdrawn") and group.operation is None:
+            self._end("Failed" if asked.state == "failed" else "Withdrawn", asked.error)
+        elif asked.state == "succeeded" and group.operation is None:
+            if ranks.revision == operation.revision or self.spec.revision != operation.revision:
+                self._end("Succeeded")
+            else:
+                self.actions.append(ApplyRanks(replicas=ranks.replicas, same_pods=True))
+
+    def _same_pods(self, group: Group) -> bool:
+        """Whether the newest revision can be had in place."""
+        ranks = self.observed.ranks
+        return (
+            ranks is not None
+            and ranks.pod_revision == self.spec.pod_revision
+            and group.state == "Serving"
+            and group.size == group.desired
+        )
+
     def _drain(self, operation: Operation) -> None:
         """All pods leave, the group stops; then new ones come."""
         ranks = self.observed.ranks
+        operation = self.operation = replace(operation, revision=self.spec.revision)
         if ranks is not None and ranks.replicas:
             self.actions.append(ScaleRanks(replicas=0))
         elif not self.observed.pods:
@@ -216,7 +303,12 @@ class _Planner:
 
     def _changed_mind(self, operation: Operation) -> bool:
         """Another size is asked for and nobody was told of this one: it ends."""
-        if self.spec.paused or operation.to_size == self.spec.size:
+        if self.spec.paused:
+            return False
+        if operation.revision and operation.revision != self.spec.revision:
+            self._end("Superseded", "the template was changed")
+            return True
+        if operation.to_size == self.spec.size:
             return False
         if operation.kind in ("Start", "Restart"):
             self.operation = replace(
@@ -254,14 +346,38 @@ class _Planner:
             wanted = spec.size + spec.scaling.warm_standby
             self.actions.append(ApplyRanks(replicas=max(wanted, floor)))
         elif ranks.revision != spec.revision:
-            if self.idle or not self.observed.pods or group is None:
-                self._begin("Restart", "Drain", group.size if group else 0)
+            self._begin_restart(group)
         elif group is None or not self.idle:
             return
         elif not group.desired:
             self._begin("Start", "Start", 0)
         elif spec.size != group.desired or self._gave_up(group):
             self._begin_resize(group)
+
+    def _begin_restart(self, group: Group | None) -> None:
+        running = group.operation if group is not None else None
+        if running is not None and running.kind not in ("start", "recover"):
+            return
+        last = next(
+            (one for one in reversed(self._history) if one.operation.kind == "Restart"), None
+        )
+        attempt = 1
+        if last is not None and last.operation.revision == self.spec.revision:
+            if last.result in ("Failed", "Withdrawn") and not self._rested(last):
+                return
+            attempt = last.operation.attempt + 1
+        in_place = group is not None and self._same_pods(group)
+        phase: ops.Phase = "Update" if in_place else "Drain"
+        self._begin("Restart", phase, group.size if group else 0, attempt)
+        self.advance()
+
+    def _rested(self, last: Ended) -> bool:
+        """Whether it is time to try again; says so in `held` when it isn't."""
+        pause = min(RETRY_MAX_S, RETRY_S * 2.0 ** min(last.operation.attempt - 1, 10))
+        if self.now - last.at >= pause:
+            return True
+        self.held = f"{last.message}; it is tried again after {pause:.0f} s"
+        return False
 
     def _gave_up(self, group: Group) -> bool:
         """The coordinator does not try a failed resize again before somebody asks."""
@@ -278,11 +394,9 @@ class _Planner:
         if last is not None and withdrawn and size > group.size and not self._joiners_ready(size):
             self.held = last.message
             return
-        if again and last is not None and last.result == "Failed":
-            pause = min(RETRY_MAX_S, RETRY_S * 2.0 ** min(last.operation.attempt - 1, 10))
-            if self.now - last.at < pause:
-                self.held = f"{last.message}; it is tried again in {pause:.0f} s"
-                return
+        failed = again and last is not None and last.result == "Failed"
+        if last is not None and failed and not self._rested(last):
+            return
         if not group.size:
             self._begin("Start", "Start", 0, attempt)
         elif size > group.size:
@@ -294,7 +408,11 @@ class _Planner:
         self.advance()
 
     def _begin(self, kind: ops.Kind, phase: ops.Phase, from_size: int, attempt: int = 1) -> None:
-        self.operation = ops.begin(kind, phase, from_size, self.spec.size, self.now, attempt)
+        spec = self.spec
+        revision = spec.revision if kind in ("Start", "Restart") else ""
+        self.operation = ops.begin(
+            kind, phase, from_size, spec.size, self.now, attempt=attempt, revision=revision
+        )
 
     # --- what is always kept up ------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -124,13 +124,7 @@ class Spec:
     @property
     def serving_port(self) -> int:
         """Where the engine's API server listens: --port, or vLLM's own 8000."""
-        words = self.engine_words
-        port = "8000"
-        for number, word in enumerate(words):
-            if word == "--port" and number + 1 < len(words):
-                port = words[number + 1]
-            elif word.startswith("--port="):
-                port = word.partition("=")[2]
+        port = _value(self.engine_words, "--port") or "8000"
         if not port.isdecimal() or not 0 < int(port) < 65536:
             raise SpecError(f"--port {port} of the engine: give a number from 1 to 65535")
         return int(port)
@@ -148,13 +142,30 @@ class Spec:
         Of what the user wrote, not of what is built from it: another version of the operator
         makes no other revision.
         """
-        given = {
-            "template": self.template,
-            "maxReplicas": self.max_replicas,
-            "sidecar": {"image": self.sidecar.image, "resources": self.sidecar.resources},
-        }
-        text = json.dumps(given, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:10]
+        return _hash([self.pod_revision, self.engine_words])
+
+    @property
+    def pod_revision(self) -> str:
+        """The same of all that takes new pods to change: everything but the engine's arguments.
+
+        Of those the model and the address stay: other expert slots, another port of the pod.
+        """
+        containers = [
+            {key: value for key, value in one.items() if key not in ("command", "args")}
+            if one.get("name") == ENGINE_CONTAINER
+            else one
+            for one in self.template["spec"]["containers"]
+        ]
+        words = self.engine_words
+        fixed = [words[2:3], self.serving_port, _value(words, "--host"), _value(words, "--model")]
+        return _hash(
+            [
+                {**self.template, "spec": {**self.template["spec"], "containers": containers}},
+                fixed,
+                self.max_replicas,
+                [self.sidecar.image, self.sidecar.resources],
+            ]
+        )
 
 
 def read(body: Object) -> Spec:
@@ -212,6 +223,22 @@ def read(body: Object) -> Spec:
 
 def _part(given: Object) -> Part:
     return Part(image=given.get("image") or "", resources=_plain(given.get("resources") or {}))
+
+
+def _value(words: Sequence[str], flag: str) -> str:
+    """The last value of a flag of the engine, "" for none."""
+    found = ""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word == flag:
+            found = following
+        elif word.startswith(f"{flag}="):
+            found = word.partition("=")[2]
+    return found
+
+
+def _hash(given: object) -> str:
+    text = json.dumps(given, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
 def _plain(given: Any) -> Any:
