@@ -32,6 +32,9 @@ from elasticmoe_operator.core.spec import Spec
 OVERLAP_S = 180.0
 """So long old keys are taken too: a kubelet may need 90 s to bring a Secret to its pods."""
 
+AGAIN_S = 600.0
+"""Children that nobody watches are applied again so often: somebody may have changed them."""
+
 
 class Executor:
     """Of one deployment: it remembers what it applied last, to apply only what changed."""
@@ -42,11 +45,15 @@ class Executor:
         self._kubernetes, self._coordinators = kubernetes, coordinators
         self._platform = platform
         self._applied: dict[tuple[str, str], bytes] = {}
+        self._all_applied_at = 0.0
         self._image = platform.image
         self._keys: _Keys | None = None
 
     async def keep_children(self, spec: Spec, observed: Observed) -> None:
         """Secret, accounts, Services, policies, budget, coordinator. Raises ApiError."""
+        if observed.now - self._all_applied_at > AGAIN_S:
+            self._applied.clear()
+            self._all_applied_at = observed.now
         await self._keep_keys(spec, observed.now)
         ranks = observed.ranks
         image = self._image = (ranks.image if ranks else "") or self._platform.image
@@ -56,7 +63,7 @@ class Executor:
         await self._keep(*accounts.build(spec), *services.build(spec))
         if self._platform.network_policy:
             await self._keep(*network.build(spec, self._platform))
-        if observed.group is not None:
+        if size:
             await self._keep(disruption.build(spec, size=size))
         if ranks is not None and ranks.revision == spec.revision:
             await self._keep(command.build(spec))

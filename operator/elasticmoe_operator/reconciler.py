@@ -107,6 +107,9 @@ class Reconciler:
         plan = plans.plan(spec, observed, operation, history)
         fresh = status.build(spec, observed, plan, self._written)
         events = self._events(self._written, fresh, plan, operation)
+        made = any(isinstance(one, plans.ApplyRanks) for one in plan.actions)
+        if made and spec.replaced_probes:
+            events.append(Event(reason="ProbesReplaced", message=_probes_line(spec)))
         await self._write(spec.namespace, spec.name, fresh)
         for action in plan.actions:
             logger.info("%s/%s: %s", spec.namespace, spec.name, action)
@@ -229,3 +232,8 @@ class Reconciler:
                     Event(reason=conditions.SIZE_LIMITED, message=one["message"], warning=True)
                 )
         return found
+
+
+def _probes_line(spec: Spec) -> str:
+    which = ", ".join(spec.replaced_probes)
+    return f"{which} of the container engine: the launcher's own are used, which know the group"

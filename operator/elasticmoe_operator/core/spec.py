@@ -13,6 +13,9 @@ from elasticmoe_operator.names import ENGINE_CONTAINER, LAUNCHER_OPTIONS, ROTATE
 Object = Mapping[str, Any]
 
 
+PROBES = ("livenessProbe", "readinessProbe", "startupProbe")
+
+
 class SpecError(ValueError):
     """A spec that nothing can be built from; one line that says what to change.
 
@@ -106,6 +109,11 @@ class Spec:
             if container.get("name") == ENGINE_CONTAINER:
                 return dict(container)
         raise SpecError(f"template.spec.containers has none named {ENGINE_CONTAINER!r}: add it")
+
+    @property
+    def replaced_probes(self) -> list[str]:
+        """Probes of the engine container that the launcher's own take the place of."""
+        return [one for one in PROBES if one in self.engine]
 
     @property
     def engine_words(self) -> list[str]:
