@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""One folder as an image archive of one layer: archive.py OUT.tar FOLDER NAME:TAG [ENTRYPOINT ...]."""
+"""A folder as an image of one layer: archive.py OUT.tar FOLDER NAME:TAG [ENTRYPOINT ...]."""
 
 import hashlib
 import io
@@ -35,7 +35,11 @@ def main(out: str, folder: str, name: str, entrypoint: list[str]) -> None:
     config_data = json.dumps(config).encode()
     config_name = hashlib.sha256(config_data).hexdigest() + ".json"
     manifest = [{"Config": config_name, "RepoTags": [name], "Layers": ["layer.tar"]}]
-    files = {config_name: config_data, "layer.tar": layer, "manifest.json": json.dumps(manifest).encode()}
+    files = {
+        config_name: config_data,
+        "layer.tar": layer,
+        "manifest.json": json.dumps(manifest).encode(),
+    }
     with tarfile.open(out, "w") as archive:
         for file_name, data in files.items():
             entry = tarfile.TarInfo(file_name)
