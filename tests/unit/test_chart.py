@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from elasticmoe_operator import names
+from elasticmoe_operator.clients import kubernetes
 from support import helm
 
 ROOT = helm.ROOT
@@ -102,12 +103,14 @@ RULES = {
     "/pods": "get list watch patch delete",
     "apps/deployments": "get list watch create patch delete",
     "apps/statefulsets": "get list watch create patch delete",
+    "/configmaps": "get create patch",
     "/secrets": "get create patch",
     "/serviceaccounts": "get create patch",
     "/services": "get create patch",
     "policy/poddisruptionbudgets": "get create patch delete",
     "networking.k8s.io/networkpolicies": "get create patch delete",
 }
+"""In each namespace that is watched."""
 SCANNING = {
     "/namespaces": "get list watch",
     "apiextensions.k8s.io/customresourcedefinitions": "get list watch",
@@ -124,6 +127,11 @@ def rights(role: dict[str, Any]) -> dict[str, str]:
                 assert key not in found
                 found[key] = " ".join(rule["verbs"])
     return found
+
+
+def test_there_are_rights_to_all_kinds_that_the_operator_writes() -> None:
+    known = {key.rpartition("/")[2] for key in RULES}
+    assert set(kubernetes._PLURALS.values()) <= known
 
 
 def subject() -> dict[str, str]:

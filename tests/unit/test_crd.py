@@ -11,13 +11,14 @@ import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import celpy
 import pytest
 import yaml
 from elasticmoe_engine import command
 from elasticmoe_operator import names
+from elasticmoe_operator.core import conditions
 from elasticmoe_operator.core import operation as ops
 from elasticmoe_operator.core import spec as specs
 
@@ -402,6 +403,22 @@ def test_what_the_operator_says_of_operations_is_kept() -> None:
         "history": [ops.ended_to_status(running.end("Succeeded", 1020.0))],
     }
     assert list(problems(SCHEMA["properties"]["status"], status)) == []
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "words"),
+    [
+        ("operation", "kind", ops.Kind),
+        ("operation", "phase", ops.Phase),
+        ("history", "result", ops.Result),
+        ("conditions", "", conditions.Type),
+    ],
+)
+def test_words_of_the_status_are_explained(part: str, name: str, words: Any) -> None:
+    found = SCHEMA["properties"]["status"]["properties"][part]
+    found = found.get("items", found)["properties"][name] if name else found
+    for word in get_args(words):
+        assert re.search(rf"\b{word}\b", found["description"]), word
 
 
 # --- examples -------------------------------------------------------------------------------------

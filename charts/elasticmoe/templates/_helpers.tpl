@@ -72,7 +72,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
   verbs: [get, list, watch, create, patch, delete]
 # By name only: it never lists or watches Secrets.
 - apiGroups: [""]
-  resources: [secrets, serviceaccounts, services]
+  resources: [configmaps, secrets, serviceaccounts, services]
   verbs: [get, create, patch]
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
