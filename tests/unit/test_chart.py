@@ -101,14 +101,14 @@ RULES = {
     "elasticmoe.io/elasticmoedeployments/finalizers": "update",
     "/events": "create patch",
     "/pods": "get list watch patch delete",
-    "apps/deployments": "get list watch create patch delete",
+    "apps/deployments": "get list watch create patch",
     "apps/statefulsets": "get list watch create patch delete",
     "/configmaps": "get create patch",
     "/secrets": "get create patch",
     "/serviceaccounts": "get create patch",
     "/services": "get create patch",
-    "policy/poddisruptionbudgets": "get create patch delete",
-    "networking.k8s.io/networkpolicies": "get create patch delete",
+    "policy/poddisruptionbudgets": "get create patch",
+    "networking.k8s.io/networkpolicies": "get create patch",
 }
 """In each namespace that is watched."""
 SCANNING = {
