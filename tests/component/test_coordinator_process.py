@@ -152,6 +152,22 @@ def test_the_port_takes_connections_from_the_moment_it_is_ours():
             server._listen(*address)
 
 
+@pytest.mark.parametrize("host", ["::", "[::]"])
+async def test_its_http_api_can_be_on_ipv6(tmp_path: Path, host: str):
+    with socket.socket(socket.AF_INET6) as sock:
+        try:
+            sock.bind(("::1", 0))
+        except OSError:
+            pytest.skip("no IPv6 here")
+    async with Coordinator(tmp_path, "--http-host", host) as process:
+        told = (await process.is_ready())["http"]
+        assert told.startswith("http://[::]:")
+        for address in ("[::1]", "127.0.0.1"):
+            url = told.replace("[::]", address)
+            async with httpx.AsyncClient(trust_env=False) as http:
+                assert (await http.get(f"{url}/healthz")).text == "ok"
+
+
 async def test_it_ends_with_0_on_ctrl_c(tmp_path: Path):
     async with Coordinator(tmp_path) as process:
         await process.is_ready()
