@@ -37,14 +37,15 @@ class Problem:
 class Pod:
     """A rank's pod. Times are Unix seconds.
 
-    command: the revision that its command's volume was updated for. ready: as its readiness probe
-    says. active: it carries the label of an active rank.
-    deleting: it was told to end. evicted: because its node is not reachable or tainted.
+    revision: of the template that it was made from. command: the revision that its command's volume
+    was updated for. ready: as its readiness probe says. active: it carries the label of an active
+    rank. deleting: it was told to end. evicted: because its node is not reachable or tainted.
     """
 
     name: str
     uid: str
     ordinal: int
+    revision: str = ""
     command: str = ""
     ready: bool = False
     active: bool = False
@@ -173,6 +174,7 @@ def pod(body: Object) -> Pod:
         name=name,
         uid=metadata["uid"],
         ordinal=int(index),
+        revision=labels.get(names.POD_REVISION, ""),
         command=(metadata.get("annotations") or {}).get(names.COMMAND, ""),
         ready=conditions.get("Ready", {}).get("status") == "True",
         active=labels.get(names.ACTIVE) == "true",

@@ -65,6 +65,11 @@ class Ended:
     message: str = ""
 
 
+def new_id(kind: Kind, size: int, now: float) -> str:
+    """Of an operation; new at each instant."""
+    return f"{kind.lower()}-{size}-{int(now * 1000):x}"
+
+
 def begin(
     kind: Kind,
     phase: Phase,
@@ -75,9 +80,9 @@ def begin(
     attempt: int = 1,
     revision: str = "",
 ) -> Operation:
-    """A new operation; its id is new at each instant."""
+    """A new operation."""
     return Operation(
-        id=f"{kind.lower()}-{to_size}-{int(now * 1000):x}",
+        id=new_id(kind, to_size, now),
         kind=kind,
         from_size=from_size,
         to_size=to_size,

@@ -13,6 +13,9 @@ from elasticmoe_operator.core.observed import Group, Instance, Observed, Pod
 from elasticmoe_operator.core.operation import Ended, Operation
 from elasticmoe_operator.core.spec import Spec
 
+_WAITS = ("wait", "kill", "replace")
+"""Phases in which a start or a recovery of the coordinator takes another size."""
+
 RETRY_S = 30.0
 RETRY_MAX_S = 600.0
 """Pause before a failed resize is tried again: doubled each time, up to the second one."""
@@ -121,9 +124,9 @@ def plan(
     spec: Spec, observed: Observed, operation: Operation | None, history: tuple[Ended, ...] = ()
 ) -> Plan:
     """The next step. history: operations that ended before, oldest first."""
-    if spec.deleting:
-        return _tear_down(observed)
     planner = _Planner(spec, observed, operation, history)
+    if spec.deleting:
+        return Plan(actions=tuple(planner.tear_down()))
     planner.advance()
     planner.begin()
     return Plan(
@@ -132,12 +135,6 @@ def plan(
         ended=tuple(planner.ended),
         held=planner.held,
     )
-
-
-def _tear_down(observed: Observed) -> Plan:
-    gone = observed.ranks is None or observed.ranks.deleting
-    forgotten = [ForgetPod(name=one.name, uid=one.uid) for one in observed.pods if one.evicted]
-    return Plan(actions=(*(() if gone else (DeleteRanks(),)), *forgotten))
 
 
 class _Planner:
@@ -221,6 +218,7 @@ class _Planner:
         return (
             ranks is not None
             and ranks.pod_revision == self.spec.pod_revision
+            and not self._old_pods()
             and group.state == "Serving"
             and group.size == group.desired
         )
@@ -229,19 +227,22 @@ class _Planner:
         """All pods leave, the group stops; then new ones come."""
         ranks = self.observed.ranks
         operation = self.operation = replace(operation, revision=self.spec.revision)
-        if ranks is not None and ranks.replicas:
+        if self._serves_unseen():
+            return
+        if ranks is None and self.observed.pods:
+            self.actions.append(ApplyRanks(replicas=0))
+        elif ranks is not None and ranks.replicas:
             self.actions.append(ScaleRanks(replicas=0))
         elif not self.observed.pods:
             size = self.spec.size
             self.operation = replace(operation, to_size=size).enter("CreatePods", self.now)
-            self.actions.append(ApplyRanks(replicas=size + self.spec.scaling.warm_standby))
 
     def _createpods(self, operation: Operation) -> None:
         if self._changed_mind(operation):
             return
         group = self.group
         if operation.kind in ("Start", "Restart"):
-            if group is not None:
+            if self._made() and group is not None:
                 self.operation = operation.enter("Start", self.now)
             return
         if self._joiners_ready(operation.to_size):
@@ -254,14 +255,30 @@ class _Planner:
     def _start(self, operation: Operation) -> None:
         """The coordinator starts all engines: with fewer than asked for if some don't come."""
         group = self.group
-        if group is None or self._changed_mind(operation):
+        if self._changed_mind(operation) or not self._made() or group is None:
             return
-        self._ask(operation)
-        serves = group.size > 0 and group.state == "Serving"
+        operation = self.operation or operation
+        serves = group.size > 0 and group.desired and group.state == "Serving"
         if serves and self._all_ready():
+            self.operation = replace(operation, to_size=group.size)
             self._end("Succeeded")
         else:
+            self._ask(operation)
             self.operation = replace(operation, message=group.message)
+
+    def _made(self) -> bool:
+        """Whether the StatefulSet is there, of the newest revision; if not, it is made (again)."""
+        ranks, spec = self.observed.ranks, self.spec
+        if ranks is not None and (ranks.revision == spec.revision or spec.paused):
+            return True
+        if not spec.paused:
+            self.actions.append(self._new_ranks())
+        return False
+
+    def _new_ranks(self) -> ApplyRanks:
+        """A StatefulSet that takes no pod which is there."""
+        floor = max((one.ordinal + 1 for one in self.observed.pods), default=0)
+        return ApplyRanks(replicas=max(self.spec.size + self.spec.scaling.warm_standby, floor))
 
     def _resize(self, operation: Operation) -> None:
         group = self.group
@@ -270,24 +287,25 @@ class _Planner:
         asked = group.find(operation.id)
         if asked is None and self._changed_mind(operation):
             return
-        if asked is not None and asked.state == "failed" and group.size != operation.to_size:
+        state = asked.state if asked is not None else ""
+        there = group.size == operation.to_size
+        if asked is not None and state == "failed" and not there:
             if group.operation is None:
                 self._end("Failed", asked.error)
             return
-        if group.desired == operation.to_size == group.size and group.operation is None:
+        done = there and group.desired == operation.to_size
+        if (done or state in ("succeeded", "failed")) and group.operation is None:
             shrinks = operation.kind == "ScaleDown"
             self.operation = operation.enter("RemovePods" if shrinks else "Ready", self.now)
             return
         self._ask(operation)
-        message = "" if asked and asked.state == "running" else group.message
+        message = "" if state == "running" else group.message
         self.operation = replace(operation, message=message)
         # Withdrawn by the coordinator: it tries again by itself, for as long as joiners may take.
         late = self.now - operation.since > self.spec.scaling.joiner_timeout
-        if asked is not None and asked.state == "withdrawn" and group.operation is None:
-            if operation.to_size != self.spec.size and not self.spec.paused:
-                self._end("Superseded", f"{self.spec.size} was asked for")
-            elif late:
-                self._end("Withdrawn", group.message or asked.error)
+        untold = state in ("withdrawn", "") and group.operation is None
+        if untold and not self._changed_mind(operation) and late:
+            self._end("Withdrawn", group.message or (asked.error if asked else ""))
 
     def _ready(self, operation: Operation) -> None:
         other = self.spec.size != operation.to_size and not self.spec.paused
@@ -302,20 +320,21 @@ class _Planner:
             self._end("Succeeded")
 
     def _changed_mind(self, operation: Operation) -> bool:
-        """Another size is asked for and nobody was told of this one: it ends."""
+        """Something else is asked for and nobody was told of this: it ends."""
+        starts = operation.kind in ("Start", "Restart")
         if self.spec.paused:
-            return False
+            if not starts:
+                self._end("Superseded", "spec.paused was set")
+            return not starts
         if operation.revision and operation.revision != self.spec.revision:
             self._end("Superseded", "the template was changed")
             return True
         if operation.to_size == self.spec.size:
             return False
-        if operation.kind in ("Start", "Restart"):
-            self.operation = replace(
-                operation,
-                to_size=self.spec.size,
-                id=f"{operation.id.rpartition('-')[0]}-{int(self.now * 1000):x}",
-            )
+        if starts:
+            size = self.spec.size
+            id = ops.new_id(operation.kind, size, self.now)
+            self.operation = replace(operation, to_size=size, id=id)
             return False
         self._end("Superseded", f"{self.spec.size} was asked for")
         return True
@@ -325,7 +344,11 @@ class _Planner:
         group = self.group
         if group is None or group.find(operation.id) is not None:
             return
-        if group.desired != operation.to_size or operation.attempt > 1 or not group.desired:
+        running = group.operation
+        if running is not None and (running.kind == "scale_up" or running.phase not in _WAITS):
+            return
+        again = operation.attempt > 1 or self._gave_up(group)
+        if group.desired != operation.to_size or again:
             self.actions.append(SetTarget(operation_id=operation.id, size=operation.to_size))
 
     def _end(self, result: ops.Result, message: str = "") -> None:
@@ -342,10 +365,8 @@ class _Planner:
             return
         if ranks is None:
             self._begin("Start", "CreatePods", 0)
-            floor = max((one.ordinal + 1 for one in self.observed.pods), default=0)
-            wanted = spec.size + spec.scaling.warm_standby
-            self.actions.append(ApplyRanks(replicas=max(wanted, floor)))
-        elif ranks.revision != spec.revision:
+            self.advance()
+        elif ranks.revision != spec.revision or self._old_pods() or self._old_engines():
             self._begin_restart(group)
         elif group is None or not self.idle:
             return
@@ -358,12 +379,16 @@ class _Planner:
         running = group.operation if group is not None else None
         if running is not None and running.kind not in ("start", "recover"):
             return
+        if self._serves_unseen():
+            return
         last = next(
             (one for one in reversed(self._history) if one.operation.kind == "Restart"), None
         )
         attempt = 1
         if last is not None and last.operation.revision == self.spec.revision:
-            if last.result in ("Failed", "Withdrawn") and not self._rested(last):
+            ranks = self.observed.ranks
+            in_vain = ranks is not None and ranks.revision == self.spec.revision
+            if (in_vain or last.result in ("Failed", "Withdrawn")) and not self._rested(last):
                 return
             attempt = last.operation.attempt + 1
         in_place = group is not None and self._same_pods(group)
@@ -414,6 +439,13 @@ class _Planner:
             kind, phase, from_size, spec.size, self.now, attempt=attempt, revision=revision
         )
 
+    def tear_down(self) -> list[Action]:
+        """The StatefulSet goes first, its pods leave in order."""
+        ranks = self.observed.ranks
+        gone = ranks is None or ranks.deleting
+        forgotten = self._forgotten(self.group) if self.group is not None else []
+        return [*([] if gone else [DeleteRanks()]), *forgotten]
+
     # --- what is always kept up ------------------------------------------------------------------
 
     def upkeep(self) -> list[Action]:
@@ -422,9 +454,11 @@ class _Planner:
         ranks = self.observed.ranks
         draining = self.operation is not None and self.operation.phase == "Drain"
         applied = any(isinstance(one, ApplyRanks) for one in self.actions)
-        if ranks is not None and not draining and not applied and not self.spec.paused:
+        if not draining and not applied and not self.spec.paused:
             wanted = self._wanted_replicas()
-            if wanted != ranks.replicas:
+            if ranks is None:
+                actions.append(self._new_ranks())
+            elif wanted != ranks.replicas:
                 actions.append(ScaleRanks(replicas=wanted))
         if self.group is not None:
             actions += self._labels(self.group)
@@ -442,9 +476,15 @@ class _Planner:
 
     def _floor(self, group: Group) -> int:
         needed = [one.ordinal for one in group.instances if not one.safe_to_delete]
-        # Of a size that was asked for and not yet withdrawn, joiners may be on their way.
-        busy = group.operation.to_size if group.operation is not None else group.size
-        return max([-1, *needed, busy - 1]) + 1
+        # A coordinator that could not learn of a rank doesn't know what it does.
+        needed += [
+            one.ordinal
+            for one in self.observed.pods
+            if one.ready and self._instance(group, one) is None
+        ]
+        # Of a size that was asked for, joiners may be on their way, now or at its next attempt.
+        busy = group.operation.to_size if group.operation is not None else 0
+        return max([-1, *needed, busy - 1, group.size - 1, group.desired - 1]) + 1
 
     def _labels(self, group: Group) -> list[Action]:
         found: list[Action] = []
@@ -472,6 +512,21 @@ class _Planner:
         """The pod as the coordinator knows it, if it is this one and not an earlier one."""
         found = group.instance(pod.name)
         return found if found is not None and found.uid in (pod.uid, "") else None
+
+    def _old_pods(self) -> bool:
+        """There are pods of another template: a StatefulSet was deleted without its pods."""
+        wanted = ("", self.spec.pod_revision)
+        return any(one.revision not in wanted and not one.deleting for one in self.observed.pods)
+
+    def _old_engines(self) -> bool:
+        """Engines run with another command: it was changed again while they restarted."""
+        wanted = ("", self.spec.revision)
+        every = self.group.instances if self.group is not None else ()
+        return any(one.active and one.command not in wanted for one in every)
+
+    def _serves_unseen(self) -> bool:
+        """Ranks serve and no coordinator could have them leave in order."""
+        return self.group is None and any(one.ready for one in self.observed.pods)
 
     def _joiners(self, size: int) -> list[Pod]:
         """Pods that could be ranks of this size now."""
