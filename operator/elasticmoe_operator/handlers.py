@@ -33,9 +33,14 @@ _OURS = {names.DEPLOYMENT: kopf.PRESENT}
 class Operator:
     """Handlers of one operator's process, registered with `register`."""
 
-    def __init__(self, settings: Settings, kubernetes: Kubernetes | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        kubernetes: Kubernetes | None = None,
+        coordinators: Coordinators | None = None,
+    ) -> None:
         self._settings = settings
-        self._given = kubernetes
+        self._given = kubernetes, coordinators
         self._wakes: dict[Key, asyncio.Event] = defaultdict(asyncio.Event)
         self._reconcilers: dict[Key, Reconciler] = {}
 
@@ -60,8 +65,9 @@ class Operator:
 
     async def startup(self, settings: kopf.OperatorSettings, **_: Any) -> None:
         """Connections, and what kopf has to be told."""
-        self._kubernetes = self._given or Kubernetes.in_cluster()
-        self._coordinators = Coordinators()
+        kubernetes, coordinators = self._given
+        self._kubernetes = kubernetes or Kubernetes.in_cluster()
+        self._coordinators = coordinators or Coordinators()
         configure(settings)
 
     async def cleanup(self, **_: Any) -> None:
