@@ -173,9 +173,8 @@ def parse(words: Sequence[str]) -> Command:
 
 
 def _program(words: Sequence[str]) -> str:
-    usage = "give the engine's command after `--`: vllm serve MODEL [flags]"
     if not words:
-        raise CommandError(usage)
+        raise CommandError("give the engine's command after `--`: vllm serve MODEL [flags]")
     name = Path(words[0]).name
     if name in _SHELLS:
         raise CommandError(
@@ -183,7 +182,9 @@ def _program(words: Sequence[str]) -> str:
             "and set variables in the container's environment"
         )
     if name != "vllm" or len(words) < 2 or words[1] != "serve":
-        raise CommandError(f"`{shlex.join(words[:3])}` is not `vllm serve`: {usage}")
+        raise CommandError(
+            f"`{shlex.join(words[:3])}` is not `vllm serve`: give vllm serve MODEL [flags]"
+        )
     return words[0]
 
 

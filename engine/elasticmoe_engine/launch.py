@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ class LaunchSpec:
     rpc_port: int
     redundant_experts: int
     max_size: int
+    command: str = ""
+    fingerprint: str = ""
     host_ip: str = ""
 
     @classmethod
@@ -36,7 +38,7 @@ class LaunchSpec:
             raise SpecError("send a LaunchSpec as a JSON object")
         values: dict[str, Any] = {}
         for one in fields(cls):
-            value = body.get(one.name, "" if one.name == "host_ip" else None)
+            value = body.get(one.name, None if one.default is MISSING else one.default)
             if type(value).__name__ != one.type:
                 raise SpecError(f"{one.name}: {value!r} is no {one.type}")
             values[one.name] = value

@@ -1,6 +1,8 @@
 """The engine container's command: waits, warm, for the sidecar's orders.
 
 python -m elasticmoe_engine.launcher --run-dir DIR --probe-port P -- vllm serve MODEL [flags]
+
+With `--command-file PATH` instead of the words the command can change: see `commands`.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from pathlib import Path
 from elasticmoe_engine import local_http
 from elasticmoe_engine.api import SOCKET, Api
 from elasticmoe_engine.command import CommandError, parse
-from elasticmoe_engine.facts import VLLM, Facts
+from elasticmoe_engine.commands import Adopted, Commands
+from elasticmoe_engine.facts import VLLM, Facts, needs_new_launcher
 from elasticmoe_engine.forkserver import Forkserver
 from elasticmoe_engine.listener import ListenError
 from elasticmoe_engine.processes import adopt_orphans
@@ -37,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns the exit status, 2 for what the user has to change.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    own, engine = words, []
+    own, engine = words, None
     if "--" in words:
         own, engine = words[: words.index("--")], words[words.index("--") + 1 :]
     args = _parser().parse_args(own)
@@ -48,20 +51,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _run(args: argparse.Namespace, engine: list[str]) -> int:
-    command = parse(engine)
+def _run(args: argparse.Namespace, engine: list[str] | None) -> int:
+    commands = _commands(args.command_file, engine)
     run_dir = _run_dir(args.run_dir)
     if ":" not in args.engine:
         raise UsageError(f"--engine {args.engine}: give MODULE:FUNCTION")
-    facts = Facts(command, args.engine)
+    facts = Facts(commands, args.engine)
     if facts.folder is not None:
+        # Another model later is started all the same, its class is only imported then.
         os.environ[MODEL_FOLDER] = str(facts.folder)
     default = VLLM_WARM if args.engine == VLLM else args.engine.partition(":")[0]
     adopt_orphans()
     # What engines print is seen as it comes, also where stdout is a pipe.
     os.environ["PYTHONUNBUFFERED"] = "1"
     supervisor = Supervisor(
-        command,
+        commands,
         args.engine,
         run_dir,
         Forkserver(run_dir, args.preload or [default]),
@@ -89,6 +93,17 @@ def _run(args: argparse.Namespace, engine: list[str]) -> int:
     os._exit(0)
 
 
+def _commands(path: Path | None, words: list[str] | None) -> Commands:
+    """Raises UsageError or CommandError."""
+    if path is None and words is None:
+        raise UsageError("give the command after `--`, or by --command-file")
+    if path is None:
+        return Commands(Adopted(parse(words or [])))
+    if words is not None:
+        raise UsageError("give the command after `--` or by --command-file, not both")
+    return Commands.of_file(path.absolute(), needs_new_launcher)
+
+
 def _run_dir(path: Path) -> Path:
     path = path.absolute()
     if len(os.fsencode(path)) > _SOCKET_PATH_LIMIT:
@@ -108,7 +123,8 @@ def _run_dir(path: Path) -> Path:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="elasticmoe_engine.launcher",
-        usage="%(prog)s --run-dir DIR --probe-port P [options] -- vllm serve MODEL [flags]",
+        usage="%(prog)s --run-dir DIR --probe-port P [options] "
+        "{-- vllm serve MODEL [flags] | --command-file PATH}",
         description="Starts and stops one engine, warm, as the sidecar orders.",
         allow_abbrev=False,
     )
@@ -117,6 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--probe-port", type=int, required=True, help="port of /livez and /readyz, 0 for any")
     add("--probe-host", default="0.0.0.0", help="address of the probe port, :: for IPv6")
     add("--host-ip", default="", help="this instance's own address (VLLM_HOST_IP)")
+    add("--command-file", type=Path, metavar="PATH", help="JSON with the command, may change")
     add("--engine", default=VLLM, metavar="MODULE:FUNCTION", help="what to start instead of vLLM")
     add("--preload", action="append", metavar="MODULE", help="import this before any order comes")
     return parser

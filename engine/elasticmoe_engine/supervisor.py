@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from elasticmoe_engine import launch
-from elasticmoe_engine.command import Command
+from elasticmoe_engine.commands import Commands
 from elasticmoe_engine.engine import ColdFirst, Exit, First, WarmFirst, Watch, described
 from elasticmoe_engine.forkserver import Forkserver, Warmth
 from elasticmoe_engine.launch import LaunchSpec
@@ -33,6 +33,7 @@ _LOOK_EVERY_S = 0.1
 _KILL_EVERY_S = 0.02
 _ASK_GATE_EVERY_S = 0.1
 _REAP_EVERY_S = 1.0
+_READ_EVERY_S = 0.5
 _END_GRACE_S = 3.0
 """From SIGTERM to SIGKILL of an engine that is there when the launcher itself has to end."""
 _TELL_S = 0.5
@@ -47,11 +48,11 @@ class Supervisor:
     """Owns the forkserver, the listener and the engine."""
 
     def __init__(
-        self, command: Command, entry: str, run_dir: Path, forkserver: Forkserver, host_ip: str
+        self, commands: Commands, entry: str, run_dir: Path, forkserver: Forkserver, host_ip: str
     ) -> None:
-        self._command, self._entry, self._run_dir = command, entry, run_dir
+        self._commands, self._entry, self._run_dir = commands, entry, run_dir
         self._forkserver, self._host_ip = forkserver, host_ip
-        self.listener = Listener(command.host, command.port)
+        self.listener = Listener(commands.command.host, commands.command.port)
         self.boot = uuid.uuid4().hex
         self.ready = False
         self.warmth: Warmth | None = None
@@ -70,6 +71,7 @@ class Supervisor:
         self._ending = False
         self._quit_at = 0.0
         self._reap_at = 0.0
+        self._read_at = 0.0
         self._watch = Watch()
         self._wake_r, self._wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._watch.add_fd(self._wake_r)
@@ -87,10 +89,21 @@ class Supervisor:
                 raise ConflictError(f"launch {self._spec.launch} is {self._phase}: stop it first")
             if spec.launch in self._launches:
                 raise ConflictError(f"launch {spec.launch} has ended: give a new start a new id")
+            if difference := self._difference(spec):
+                raise ConflictError(difference)
             self._launches.add(spec.launch)
             self._spec, self._exit, self._phase = spec, None, "starting"
         self._wake()
         return True
+
+    def _difference(self, spec: LaunchSpec) -> str:
+        """Why the command in force is not the one that the group starts, "" when it is."""
+        command, revision = self._commands.adopted
+        if spec.command and revision and spec.command != revision:
+            return f"command {revision} is in force here, the group starts {spec.command}"
+        if spec.fingerprint and spec.fingerprint != command.fingerprint:
+            return "the flags in force here are not those that the group starts with"
+        return ""
 
     def stop(self, name: str, grace_s: float) -> None:
         """Order the engine's end; sent again with less grace it ends sooner.
@@ -165,6 +178,7 @@ class Supervisor:
             with contextlib.suppress(BlockingIOError):
                 os.read(self._wake_r, 4096)
             self._mind_forkserver(ended)
+            self._mind_command()
             if self._phase in ("starting", "running"):
                 self._mind_engine(ended)
             if self._phase == "starting" and self._first is None:
@@ -185,6 +199,25 @@ class Supervisor:
             self._quit_at = now + _TELL_S
         elif now >= self._quit_at:
             self._quit = True
+
+    def _mind_command(self) -> None:
+        """Look for another command now and then; without an engine it is taken over."""
+        now = time.monotonic()
+        if now < self._read_at:
+            return
+        self._read_at = now + _READ_EVERY_S
+        self._read_command()
+        with self._lock:
+            adopted = self._spec is None and self._commands.adopt()
+        self._say_adopted(adopted)
+
+    def _read_command(self) -> None:
+        if line := self._commands.look():
+            self._say(line)
+
+    def _say_adopted(self, adopted: bool) -> None:
+        if adopted:
+            self._say(f"command {self._commands.adopted.revision} is in force")
 
     def _reap_orphans(self) -> None:
         """Adopted processes that ended; a container's first process has nobody else to do it."""
@@ -230,10 +263,11 @@ class Supervisor:
             return
         warm = not self.cold
         token = secrets.token_urlsafe(32)
-        argv = launch.arguments(self._command, spec)
+        command = self._commands.command  # stays the same as long as there is a spec
+        argv = launch.arguments(command, spec)
         host_ip = spec.host_ip or self._host_ip
         changes = launch.environment(
-            self._command, spec, self._run_dir, host_ip, token, os.environ, warm=warm
+            command, spec, self._run_dir, host_ip, token, os.environ, warm=warm
         )
         (self._run_dir / "gate.sock").unlink(missing_ok=True)
         try:
@@ -256,7 +290,7 @@ class Supervisor:
 
     def _exec(self, argv: list[str], changes: dict[str, str | None]) -> First:
         self.listener.close()  # vLLM makes its own
-        words = [self._command.program, "serve", *argv]
+        words = [self._commands.command.program, "serve", *argv]
         return ColdFirst(words, launch.applied(os.environ, changes))
 
     def _await_gate(self, spec: LaunchSpec) -> None:
@@ -318,9 +352,13 @@ class Supervisor:
                 if not self._ending:
                     return
             self._watch.forget()
+            # Here and not later: who hears that there is no engine hears of the newest command.
+            self._read_command()
             with self._lock:
                 self._phase, self._spec, self._first = "absent", None, None
                 self._exit, self._suspects, self._terminated = None, [], False
+                adopted = self._commands.adopt()
+            self._say_adopted(adopted)
             return
         if first is not None and not self._terminated:
             kill(first.pid, signal.SIGTERM)

@@ -105,6 +105,9 @@ def test_it_tells_what_it_can_start(tmp_path: Path) -> None:
             "num_experts": 16,
             "fingerprint": state["facts"]["fingerprint"],
             "flags": "--max-model-len=99",
+            "command": "",
+            "next_command": "",
+            "next_problem": "",
         }
         assert (launcher.run_dir / "launcher.sock").stat().st_mode & 0o777 == 0o600
 

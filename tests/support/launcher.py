@@ -35,7 +35,10 @@ SIM_ENVIRON = {
 
 
 class Launcher:
-    """One launcher; use as a context manager. python: the interpreter that has the engine."""
+    """One launcher; use as a context manager. python: the interpreter that has the engine.
+
+    command_file: its command comes in a file, as revision "one".
+    """
 
     def __init__(
         self,
@@ -45,6 +48,7 @@ class Launcher:
         options: Iterable[str] = ("--engine", SIM),
         python: str = sys.executable,
         limit_s: float = 15,
+        command_file: bool = False,
         **environ: str,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -53,7 +57,13 @@ class Launcher:
         own = ["--run-dir", str(self.run_dir), "--probe-port", "0", "--probe-host", "127.0.0.1"]
         serving = ["--host", "127.0.0.1", "--port", str(self.port)]
         self._argv = [python, "-m", "elasticmoe_engine.launcher", *own, *options]
-        self._argv += ["--", *command, *serving, *flags]
+        words = [*command, *serving, *flags]
+        self.command_file = folder / "command.json"
+        if command_file:
+            self.command_file.write_text(json.dumps({"revision": "one", "command": words}))
+            self._argv += ["--command-file", str(self.command_file)]
+        else:
+            self._argv += ["--", *words]
         self._environ = {**os.environ, **SIM_ENVIRON, **environ}
         self.seen: set[int] = set()
         """All processes that engines had when this launcher was asked for its state."""
