@@ -381,9 +381,8 @@ class _Planner:
             return
         if self._serves_unseen():
             return
-        last = next(
-            (one for one in reversed(self._history) if one.operation.kind == "Restart"), None
-        )
+        every = (*self._history, *self.ended)
+        last = next((one for one in reversed(every) if one.operation.kind == "Restart"), None)
         attempt = 1
         if last is not None and last.operation.revision == self.spec.revision:
             ranks = self.observed.ranks
