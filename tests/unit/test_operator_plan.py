@@ -322,7 +322,7 @@ def test_an_operation_that_was_sent_is_waited_for_whatever_is_asked_for(size: in
 
 
 def test_nothing_is_sent_while_another_operation_runs():
-    other = replace(running(), group=replace(running().group, operation=ran("own", to_size=5)))  # type: ignore[type-var]
+    other = replace(running(), group=replace(running().group, operation=ran("own", to_size=5)))
     assert not asked(plan(spec(4), other, op(phase="Resize")))
 
 
