@@ -26,6 +26,9 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
+    # Or the first request for log-probabilities compiles something, and without a C++ compiler
+    # that ends the engine.
+    "TORCHDYNAMO_DISABLE": "1",
 }
 
 
