@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from elasticmoe_cli.commands import demo, group, keys, local, operator, parts
+from elasticmoe_cli.commands import demo, group, keys, load, local, operator, parts
 from elasticmoe_cli.commands.common import Json
 
 
@@ -53,7 +53,7 @@ def version(as_json: Json = False) -> None:
 
 for _command in (
     *(operator.operator, parts.coordinator, parts.sidecar, parts.join, parts.inject),
-    *(group.status, group.scale, group.restart, demo.demo),
+    *(group.status, group.scale, group.restart, demo.demo, load.load),
 ):
     app.command()(_command)
 app.add_typer(local.app, name="local")
