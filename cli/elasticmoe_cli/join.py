@@ -33,6 +33,7 @@ _PR_SET_PDEATHSIG = 1
 class Instance:
     """What to run. python: of the environment that has the engine. command: `vllm serve …`.
 
+    command_file: instead of a command, one that may change (the launcher's `--command-file`).
     launcher_options: `--engine` and `--preload` of the launcher. environ: on top of this process's.
     """
 
@@ -42,6 +43,7 @@ class Instance:
     keys_dir: Path
     run_dir: Path
     command: Sequence[str]
+    command_file: Path | None = None
     python: str = sys.executable
     address: str = "127.0.0.1"
     rpc_port: int = 0
@@ -61,8 +63,8 @@ class Instance:
             *("--probe-host", self.address),
             *("--host-ip", self.address),
             *self.launcher_options,
-            "--",
-            *self.command,
+            *(("--", *self.command) if self.command_file is None else ()),
+            *(("--command-file", str(self.command_file)) if self.command_file is not None else ()),
         ]
 
     def sidecar_words(self) -> list[str]:

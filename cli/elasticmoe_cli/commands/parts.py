@@ -173,8 +173,13 @@ def inject(
 
 
 def join(
-    command: Annotated[list[str], typer.Argument(help="vllm serve MODEL and its flags.")],
     coordinator: Annotated[str, typer.Option(help="tcp://HOST:PORT of the coordinator.")],
+    command: Annotated[
+        list[str] | None, typer.Argument(help="vllm serve MODEL and its flags.")
+    ] = None,
+    command_file: Annotated[
+        Path | None, typer.Option(help="JSON with the command instead, which may change.")
+    ] = None,
     name: Annotated[str, typer.Option(help="Name of this instance; made if empty.")] = "",
     deployment: Annotated[str, typer.Option(help="Name of the group.")] = "moe",
     keys: KeysDir = DEFAULT_KEYS,
@@ -197,6 +202,8 @@ def join(
     from elasticmoe_cli.local import free_port
 
     with plainly():
+        if bool(command) == (command_file is not None):
+            raise CommandFailed("give a command after `--`, or --command-file", 2)
         host = socket.gethostname().partition(".")[0]
         name = name or f"{host}-{os.getpid() if ordinal is None else ordinal}"
         folder = run_dir or Path(tempfile.gettempdir()) / f"elasticmoe-{name}"
@@ -206,7 +213,8 @@ def join(
             coordinator=coordinator,
             keys_dir=keys,
             run_dir=folder.absolute(),
-            command=command,
+            command=command or [],
+            command_file=command_file,
             python=python,
             address=address,
             rpc_port=rpc_port or free_port(),
