@@ -68,6 +68,8 @@ class Coordinators:
             found: dict[str, Any] = answer.json()
             if not answer.is_success:
                 raise CoordinatorError(found["error"]["message"])
+            if not isinstance(found, dict):
+                raise TypeError
         except (ValueError, KeyError, TypeError):
             raise CoordinatorError(f"{url} answered {answer.status_code}") from None
         return found

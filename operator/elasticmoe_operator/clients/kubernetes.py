@@ -163,7 +163,11 @@ class Kubernetes:
             return None
         if not answer.is_success:
             raise ApiError(f"{method} {path}: {_message(answer)}", answer.status_code)
-        found: Object = answer.json()
+        try:
+            found: Object = answer.json()
+        except ValueError:
+            line = f"{method} {path}: the answer is no JSON"
+            raise ApiError(line, answer.status_code) from None
         return found
 
 
