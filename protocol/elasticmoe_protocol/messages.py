@@ -37,13 +37,16 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=T
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """What does not change while an instance lives.
+    """What an instance is. It changes rarely: then the sidecar says Hello again.
 
     address: host name or IP at which the other ranks reach this instance's engine.
     ordinal: the place that the platform gave it (StatefulSet ordinal); None: order of registration.
     num_experts: routed experts a layer, 0 for a model that is not MoE, -1 when not known yet.
     fingerprint: hash of the engine's flags that must agree in the group; `flags` spells them out.
-    warm: the engine's modules are imported, so a launch starts at once.
+    command: revision of the command in force, "" for one that didn't come in a file. An engine that
+    runs, runs with it; model, experts and flags are its.
+    next_command: revision of another one that lies in the file. The next engine starts with it,
+    unless next_problem says, in one line, why it can't.
     """
 
     address: str
@@ -58,6 +61,9 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     fingerprint: str = ""
     flags: str = ""
     product_version: str = ""
+    command: str = ""
+    next_command: str = ""
+    next_problem: str = ""
 
 
 class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,6 +73,8 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     rank, size: data-parallel rank and DP size of the layout that it starts into.
     joiner: it joins a running group (VLLM_ELASTIC_EP_SCALE_UP_LAUNCH).
     redundant_experts: `num_redundant_experts` at this size.
+    command, fingerprint: what all engines of this start have in common, as in `Facts`. A launcher
+    with another command in force refuses. Empty strings are not compared.
     """
 
     launch: str
@@ -77,6 +85,8 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     rpc_port: int
     redundant_experts: int
     max_size: int
+    command: str = ""
+    fingerprint: str = ""
 
 
 class ScaleOrder(msgspec.Struct, frozen=True, kw_only=True):
@@ -251,6 +261,7 @@ class Hello(Message, frozen=True, kw_only=True, tag="hello"):
     boot: made anew at each start of the sidecar. incarnation: names the instance's pod or process
     tree (pod UID); of two with one name the newer incarnation wins.
     accepted: the newest goal in the journal, whole, or None.
+    number: grows with every Hello of this boot, 0 in one of an older version.
     """
 
     deployment: str
@@ -259,6 +270,7 @@ class Hello(Message, frozen=True, kw_only=True, tag="hello"):
     boot: str
     facts: Facts
     accepted: Goal | None = None
+    number: int = 0
 
 
 class Report(Message, frozen=True, kw_only=True, tag="report"):
@@ -267,6 +279,7 @@ class Report(Message, frozen=True, kw_only=True, tag="report"):
     seq: grows with every report of this boot. term, leader: of the newest goal accepted. goal: its
     number, -1 when there is none or when it did not come to this boot of the sidecar, but lay in
     its journal: the coordinator has to say it again.
+    hello: number of the newest Hello said before: who missed that one asks for another.
     launcher: the launcher answers on its socket. gate: None while the API server does not answer.
     leaving: the instance was told to go (SIGTERM) and waits to be released.
     """
@@ -278,6 +291,7 @@ class Report(Message, frozen=True, kw_only=True, tag="report"):
     term: int = -1
     goal: int = -1
     leader: str = ""
+    hello: int = 0
     launcher: bool = True
     warm: bool = False
     engine: EngineReport = EngineReport()

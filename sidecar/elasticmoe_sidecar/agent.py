@@ -64,7 +64,7 @@ class Agent:
         self._confirmation, self._confirmed = Confirmation(), False
         self._version = importlib.metadata.version("elasticmoe")
         self._tell = asyncio.Event()
-        self._boot, self._seq = uuid.uuid4().hex, 0
+        self._boot, self._seq, self._hello = uuid.uuid4().hex, 0, 0
         self._error = ""
         self._heard, self._heard_at = False, time.monotonic()
         self._greeted: Hello | None = None
@@ -113,22 +113,28 @@ class Agent:
         before, self._confirmed = self._confirmed, self._confirmation.holds()
         if before and not self._confirmed:
             logger.warning("this sidecar stood still for a while: it asks what holds now")
-            self._boot, self._seq, self._greeted = uuid.uuid4().hex, 0, None
+            self._boot, self._seq, self._hello = uuid.uuid4().hex, 0, 0
+            self._greeted = None
 
     async def _say_hello(self) -> None:
-        """Introduce this instance once its facts are known, and again when they change."""
-        facts = self._instance.facts(self._version)
-        if facts is None or (self._greeted is not None and self._greeted.facts == facts):
-            return
-        self._greeted = Hello(
-            deployment=self._settings.deployment,
-            instance=self._settings.instance,
-            incarnation=self._incarnation,
-            boot=self._boot,
-            facts=facts,
-            accepted=self._journal.goal,
-        )
-        await self._link.send(self._greeted)
+        """Introduce this instance once its facts are known, and again when they change.
+
+        When it returns nothing is left to say: a report right after it fits what was said.
+        """
+        while (facts := self._instance.facts(self._version)) is not None:
+            if self._greeted is not None and self._greeted.facts == facts:
+                return
+            self._hello += 1
+            self._greeted = Hello(
+                deployment=self._settings.deployment,
+                instance=self._settings.instance,
+                incarnation=self._incarnation,
+                boot=self._boot,
+                facts=facts,
+                accepted=self._journal.goal,
+                number=self._hello,
+            )
+            await self._link.send(self._greeted)
 
     def _what_is(self) -> Report:
         goal = self._journal.goal
@@ -140,6 +146,7 @@ class Agent:
             term=-1 if goal is None else goal.term,
             goal=goal.seq if goal is not None and self._confirmed else -1,
             leader="" if goal is None else goal.leader,
+            hello=self._hello,
             leaving=self.leave.asked,
             error=self._error,
         )

@@ -119,6 +119,9 @@ def facts(settings: Settings, state: LauncherState, version: str) -> Facts | Non
         fingerprint=known.fingerprint or "",
         flags=known.flags or "",
         product_version=version,
+        command=known.command,
+        next_command=known.next_command,
+        next_problem=known.next_problem,
     )
 
 

@@ -24,7 +24,10 @@ class Serving(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LauncherFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What the launcher knows of the engine that it can start. num_experts: None not known yet."""
+    """What the launcher knows of the engine that it can start. num_experts: None not known yet.
+
+    The last three as in `Facts`.
+    """
 
     engine: str = "vllm"
     engine_version: str | None = None
@@ -32,6 +35,9 @@ class LauncherFacts(msgspec.Struct, frozen=True, kw_only=True):
     num_experts: int | None = None
     fingerprint: str | None = None
     flags: str | None = None
+    command: str = ""
+    next_command: str = ""
+    next_problem: str = ""
 
 
 class LauncherState(msgspec.Struct, frozen=True, kw_only=True):

@@ -49,6 +49,7 @@ from elasticmoe_sidecar.states import (
     OperationState,
     PhaseState,
 )
+from msgspec.structs import replace
 
 STEP = 0.5
 BOOT_S = 2.0
@@ -130,6 +131,7 @@ class Engine:
     posted: list[str] = field(default_factory=list)
     stopping: float | None = None
     hangs: bool = False
+    command: str = ""
     frozen: bool = False
     exit: Exit | None = None
 
@@ -159,7 +161,10 @@ class Host:
     preflight: PreflightOutcome | None = None
     unfit: str = ""
     leaving: bool = False
+    file: str = ""
+    """Revision in the launcher's command file."""
     greeted: bool = False
+    hello: int = 0
     confirmed: bool = False
     told_at: float = -9.0
     last_told: Report | None = None
@@ -243,6 +248,7 @@ class World:
             "model": "m",
             "num_experts": 8,
             "fingerprint": "f",
+            "command": "c0",
         } | facts
         host = Host(name, Facts(**fields), self.next_id(), self.next_id())  # type: ignore[arg-type]
         host.boot = self.next_id()
@@ -255,7 +261,7 @@ class World:
         old = self.hosts[name]
         self._die(old.engine, "the pod is gone")
         host = self.add(name, old.facts.ordinal)
-        host.facts = old.facts
+        host.facts, host.file = old.facts, old.file
 
     def remove(self, name: str) -> None:
         self._die(self.hosts[name].engine, "the host is gone")
@@ -295,6 +301,13 @@ class World:
     def _renew(self, host: Host) -> None:
         """To the coordinator its sidecar is another one now."""
         host.boot, host.seq, host.greeted, host.confirmed = self.next_id(), 0, False, False
+        host.hello = 0
+
+    def write_command(self, revision: str, *names: str) -> None:
+        """A new command comes to the files of these (all of them without a name)."""
+        for name in names or tuple(self.hosts):
+            self.hosts[name].file = revision
+        self.say(f"command {revision} comes to {', '.join(names) or 'all'}")
 
     def put(self, size: int, operation: str = "") -> str:
         assert self.group is not None
@@ -309,6 +322,16 @@ class World:
         except Rejected as refusal:
             self.say(f"target {size} refused: {refusal}")
             return False
+        return True
+
+    def try_restart(self) -> bool:
+        assert self.group is not None
+        try:
+            self.group.restart(TargetRequest(f"restart-{self.next_id()}", 0), self.now)
+        except Rejected as refusal:
+            self.say(f"restart refused: {refusal}")
+            return False
+        self.say("restart asked for")
         return True
 
     @property
@@ -463,10 +486,12 @@ class World:
         if not host.there or self._away(host):
             return
         for _ in range(4):
+            self._read_command(host)
             if not self._converge(host):
                 break
+        self._read_command(host)
         if not host.greeted:
-            host.greeted = True
+            host.greeted, host.hello = True, host.hello + 1
             hello = Hello(
                 deployment="moe",
                 instance=host.name,
@@ -474,10 +499,23 @@ class World:
                 boot=host.boot,
                 facts=host.facts,
                 accepted=host.goal,
+                number=host.hello,
             )
             self._send("up", hello)
         self._send("up", self._report(host))
         host.seq += 1
+
+    def _read_command(self, host: Host) -> None:
+        """Its launcher looks at its file; without an engine it takes the command over."""
+        facts, file = host.facts, host.file
+        if file in ("", facts.command):
+            facts = replace(facts, next_command="")
+        elif host.engine is None:
+            facts = replace(facts, command=file, fingerprint=file, next_command="")
+        else:
+            facts = replace(facts, next_command=file)
+        if facts != host.facts:
+            host.facts, host.greeted = facts, False
 
     def _seen(self, host: Host) -> EngineReport:
         wanted = host.goal.launch if host.goal else None
@@ -495,6 +533,7 @@ class World:
             term=host.goal.term if host.goal else -1,
             goal=host.goal.seq if host.goal and host.confirmed else -1,
             leader=host.goal.leader if host.goal else "",
+            hello=host.hello,
             launcher=True,
             warm=True,
             engine=self._seen(host),
@@ -564,6 +603,9 @@ class World:
                 self._stop(host, step)
             case StartEngine(spec):
                 host.started = Started(launch=spec.launch, boot=host.launcher_boot)
+                if spec.fingerprint != host.facts.fingerprint:
+                    self.say(f"launcher of {host.name} refuses: it has {host.facts.command}")
+                    return False
                 self._start(host, spec)
             case SetFence(mode):
                 assert host.engine is not None
@@ -593,7 +635,8 @@ class World:
             mine = engine.topology is not None and engine.topology.alive()
             if not spec.joiner and engine.there and mine and not engine.retired:
                 self.breaks(f"{host.name} starts anew while {other.name} serves")
-        host.engine = Engine(spec=spec, started=self.now, rank=spec.rank)
+        command = host.facts.command
+        host.engine = Engine(spec=spec, started=self.now, rank=spec.rank, command=command)
         self.say(f"{host.name} starts rank {spec.rank} of {spec.size} joiner={spec.joiner}")
         if self.faults.start == "exit":
             self.faults.start = ""
@@ -705,10 +748,16 @@ class World:
             if len(mates) == engine.spec.size and engine.topology is None:
                 topology = Topology(engine.spec.size, mates)
                 self.topologies.append(topology)
+                self._check_mixed(mates)
                 for mate in mates.values():
                     mate.topology, mate.phase = topology, "running"
                 self.unplanned = False
                 self.say(f"{topology.size} engines serve")
+
+    def _check_mixed(self, engines: dict[int, Engine]) -> None:
+        commands = {engine.command for engine in engines.values()}
+        if len(commands) > 1:
+            self.breaks(f"engines with different commands serve together: {sorted(commands)}")
 
     def _resize(self, topology: Topology, resize: Resize) -> None:
         if topology.broken:
@@ -772,6 +821,7 @@ class World:
             if rank < resize.target:
                 engine.topology, engine.phase = topology, "running"
                 topology.engines[rank] = engine
+        self._check_mixed(topology.engines)
         topology.size, topology.resize = resize.target, None
         self.say(f"{topology.size} engines serve (resized)")
 

@@ -28,6 +28,7 @@ class ControlFaults(RuleBasedStateMachine):
     """
 
     world: World
+    commands = 0
     engine_limit = 300.0
     limits: ClassVar[dict[str, float]] = {"prepare_limit": 240.0, "commit_limit": 120.0}
     """As long as the product's own: a control plane that is away longer does cost a restart."""
@@ -101,6 +102,8 @@ class ControlFaults(RuleBasedStateMachine):
         world.long_request_until = 0.0
         for one in world.hosts.values():
             one.leaving = False
+        if self.commands:
+            world.write_command(f"c{self.commands}")
         settled = world.until(lambda: self._settled(world), SETTLE_S)
         story = "\n".join(world.log[-120:])
         assert not world.broken, f"{world.broken}\n{story}"
@@ -120,6 +123,9 @@ class ControlFaults(RuleBasedStateMachine):
         held = status.reason == "ResizeFailed" and bool(status.message)
         if status.state == "Waiting" and status.reason == "NoTarget":
             return True
+        if any(one.next_command for one in status.instances):
+            world.try_restart()
+            return False
         return world.serving(status.desired) or (held and world.serving(status.size))
 
 
@@ -133,6 +139,16 @@ class Histories(ControlFaults):
     def sidecar_freezes_long(self, name: str) -> None:
         if self._there(name):
             self.world.freeze_sidecar(name, 20.0)
+
+    @rule(names=st.sets(host), restart=st.booleans())
+    def new_command(self, names: set[str], restart: bool) -> None:
+        """It comes to some launchers, to the others later; somebody may restart meanwhile."""
+        there = [name for name in sorted(names) if self._there(name)]
+        if there:
+            self.commands += 1
+            self.world.write_command(f"c{self.commands}", *there)
+        if restart:
+            self.world.try_restart()
 
     @rule(name=host)
     def engine_dies(self, name: str) -> None:

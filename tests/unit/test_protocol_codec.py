@@ -18,10 +18,20 @@ from elasticmoe_protocol.codec import (
     decode_for_sidecar,
     encode,
 )
-from elasticmoe_protocol.messages import Message, Refused, Report
+from elasticmoe_protocol.messages import LaunchSpec, Message, Refused, Report
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.words import FOR_COORDINATOR, FOR_SIDECAR, ORDINARY, anything, goal, report, structs
+from support.words import (
+    FOR_COORDINATOR,
+    FOR_SIDECAR,
+    ORDINARY,
+    anything,
+    facts,
+    goal,
+    hello,
+    report,
+    structs,
+)
 
 DECODERS = {
     **dict.fromkeys(FOR_COORDINATOR, decode_for_coordinator),
@@ -137,6 +147,34 @@ def test_fields_with_a_default_may_be_missing(kind: type[Message]):
     for field in msgspec.structs.fields(kind):
         expected = getattr(message, field.name) if field.required else field.default
         assert getattr(found, field.name) == expected
+
+
+def test_what_an_older_version_does_not_say_of_commands_is_nothing():
+    new = hello(facts=facts(command="a", next_command="b", next_problem="c"), number=2)
+    content = plain(new)
+    del content["number"]
+    for name in ("command", "next_command", "next_problem"):
+        del content["facts"][name]
+    assert decode_for_coordinator(frames_of(content)) == hello()
+    content = plain(report(hello=2))
+    del content["hello"]
+    assert decode_for_coordinator(frames_of(content)) == report()
+    launch = LaunchSpec(
+        launch="l",
+        rank=0,
+        size=2,
+        joiner=False,
+        master_address="a",
+        rpc_port=1,
+        redundant_experts=0,
+        max_size=4,
+        command="a",
+        fingerprint="f",
+    )
+    content = plain(goal(launch=launch))
+    del content["launch"]["command"], content["launch"]["fingerprint"]
+    plainer = msgspec.structs.replace(launch, command="", fingerprint="")
+    assert decode_for_sidecar(frames_of(content)) == goal(launch=plainer)
 
 
 @pytest.mark.parametrize("kind", DECODERS, ids=lambda kind: kind.__name__)

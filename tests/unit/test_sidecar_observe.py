@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 from elasticmoe_protocol.messages import EngineReport, Exit, LaunchSpec, ScaleOutcome
 from elasticmoe_sidecar import metrics_text, observe
@@ -100,6 +101,19 @@ def test_facts_wait_until_the_number_of_experts_is_known(tmp_path):
     unknown = LauncherState(boot="B", facts=LauncherFacts())
     assert observe.facts(settings(tmp_path), unknown, "0.1") is None
     assert observe.facts(settings(tmp_path), LauncherState(boot="B"), "0.1") is None
+
+
+def test_facts_name_the_command_in_force_and_the_next_one(tmp_path):
+    known = LauncherFacts(num_experts=8, command="a", next_command="b", next_problem="no JSON")
+    facts = observe.facts(settings(tmp_path), LauncherState(boot="B", facts=known), "0.1")
+    assert facts is not None
+    assert (facts.command, facts.next_command, facts.next_problem) == ("a", "b", "no JSON")
+    older = msgspec.json.decode(
+        b'{"boot": "B", "facts": {"num_experts": 8, "fingerprint": "f"}}', type=LauncherState
+    )
+    facts = observe.facts(settings(tmp_path), older, "0.1")
+    assert facts is not None
+    assert (facts.command, facts.next_command, facts.next_problem) == ("", "", "")
 
 
 def test_a_launcher_with_an_error_is_introduced_without_the_number(tmp_path):

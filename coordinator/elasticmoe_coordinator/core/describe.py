@@ -129,9 +129,7 @@ def _why_not_desired(view: View) -> tuple[Reason, str]:
 
 
 def _present(view: View) -> int:
-    running = view.book.operation
-    down = not view.book.size or (running is not None and running.kind == "recover")
-    return len(view.starters() if down else view.candidates())
+    return len(view.starters() if view.down else view.candidates())
 
 
 def _too_few(view: View) -> str:
@@ -139,7 +137,8 @@ def _too_few(view: View) -> str:
     there = _present(view)
     text = f"{min(there, desired)} of {desired} instances can serve"
     unfit = [(one.name, view.objection(one)) for one in view.roster if not one.leaving]
-    unfit = [(name, why) for name, why in unfit if why and name not in view.book.names]
+    serving = [] if view.down else view.book.names
+    unfit = [(name, why) for name, why in unfit if why and name not in serving]
     if unfit:
         return f"{text}; " + "; ".join(f"{name}: {why}" for name, why in unfit[:3])
     return text if there >= desired else f"{text}: start more instances"
@@ -185,6 +184,9 @@ def _instance(view: View, one: Instance, desired: bool) -> InstanceStatus:
         probe_port=one.facts.probe_port,
         engine_version=one.facts.engine_version,
         model=one.facts.model,
+        command=one.facts.command,
+        next_command=one.facts.next_command,
+        next_command_problem=one.facts.next_problem,
         reason=_reason(view, one, member is not None),
     )
 

@@ -30,16 +30,15 @@ def objection(instance: Instance, reference: Instance | None, now: float) -> str
         return report.error
     if facts.num_experts < 0:
         return "the number of experts of its model is not known: check that its model can be read"
-    if reference is not None and reference is not instance:
-        difference = _difference(instance, reference)
-        if difference:
-            return difference
+    if reference is not None and (differs := difference(instance, reference)):
+        return differs
     if not report.warm and now - instance.registered_at < WARM_LIMIT:
         return "its engine's modules are being imported"
     return ""
 
 
-def _difference(instance: Instance, reference: Instance) -> str:
+def difference(instance: Instance, reference: Instance) -> str:
+    """Why an instance can't be in one group with another one, "" when it can."""
     ours, theirs = instance.facts, reference.facts
     if ours.engine_version != theirs.engine_version:
         return (
@@ -51,10 +50,39 @@ def _difference(instance: Instance, reference: Instance) -> str:
             f"it serves {ours.model} ({ours.num_experts} experts), {reference.name} serves "
             f"{theirs.model} ({theirs.num_experts}): start it with the same model"
         )
+    if ours.command and theirs.command and ours.command != theirs.command:
+        known = f"its command is {ours.command}, {reference.name}'s is {theirs.command}"
+        if upcoming(reference) == ours.command:
+            return f"{known} until the next restart: ask for one"
+        return f"{known}: wait until its file has the same"
     if ours.fingerprint != theirs.fingerprint:
         difference = _flags(ours.flags, theirs.flags)
         return f"its flags differ from {reference.name}'s ({difference}): start it with the same"
     return ""
+
+
+def kind(instance: Instance) -> tuple[object, ...]:
+    """What instances of one group have in common."""
+    facts = instance.facts
+    same = (facts.engine_version, facts.model, facts.num_experts)
+    return (*same, facts.fingerprint, facts.command)
+
+
+def upcoming(instance: Instance) -> str:
+    """Revision of the command with which its next engine starts."""
+    facts = instance.facts
+    return facts.command if facts.next_problem else facts.next_command or facts.command
+
+
+def too_few_slots(instance: Instance, slots: int, size: int) -> str:
+    """Why its model does not fit into a group of this size, "" when it does or nothing is known."""
+    facts = instance.facts
+    if not slots or facts.num_experts <= slots * size:
+        return ""
+    return (
+        f"{facts.model} has {facts.num_experts} experts, {size} ranks with {slots} slots hold "
+        f"{slots * size}: slots are fixed for a group's life, start a new group for this model"
+    )
 
 
 def _flags(ours: str, theirs: str) -> str:

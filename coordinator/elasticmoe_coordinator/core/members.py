@@ -36,6 +36,8 @@ class Instance:
     registered_at: float
     seen: float
     gate_seen: float
+    hello: int = 0
+    """Number of the Hello from which the facts are."""
     report: Report | None = None
     probed: float = 0.0
     told_directly: EngineReport | None = None
@@ -118,6 +120,7 @@ class Roster:
                 now,
                 now,
                 now,
+                message.number,
             )
             return ""
         if known.incarnation != message.incarnation:
@@ -130,6 +133,9 @@ class Roster:
             known.report = None
         if known.boot != message.boot:
             known.report = None
+        elif message.number < known.hello:
+            return ""  # late: a newer one is known
+        known.hello = message.number
         known.facts, known.incarnation, known.boot = (
             message.facts,
             message.incarnation,
@@ -139,9 +145,12 @@ class Roster:
         return ""
 
     def note(self, message: Report, now: float) -> bool:
-        """Take a report; False when its sender has to say Hello first."""
+        """Take a report; False when its sender has to say Hello first.
+
+        So what is known of an instance is never older than what it reports.
+        """
         known = self.instances.get(message.instance)
-        if known is None or known.boot != message.boot:
+        if known is None or known.boot != message.boot or message.hello > known.hello:
             return False
         if known.report is not None and message.seq <= known.report.seq:
             return True  # late or said twice

@@ -73,6 +73,8 @@ class InstanceStatus:
     desired: the group wants it to serve. registered: its sidecar has said hello and reports.
     safe_to_delete: ending it takes nothing from the group.
     waiting, running, kv_cache: the engine's own load.
+    command: revision of the command in force, "" for one that did not come in a file. next_command:
+    of the one that its next engine starts with, unless next_command_problem says why it can't.
     reason: why it isn't what is desired, one line.
     """
 
@@ -106,6 +108,9 @@ class InstanceStatus:
     probe_port: int
     engine_version: str
     model: str
+    command: str
+    next_command: str
+    next_command_problem: str
     reason: str
 
 

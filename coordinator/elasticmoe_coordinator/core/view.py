@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -120,17 +121,32 @@ class View:
 
     def objection(self, instance: Instance) -> str:
         """Why this instance can't serve in this group, "" when it can."""
-        return fitness.objection(instance, self.reference(), self.now)
+        record = self.book.record
+        size = record.desired or self.config.max_size
+        return fitness.objection(instance, self.reference(), self.now) or fitness.too_few_slots(
+            instance, record.slots, size
+        )
+
+    @property
+    def down(self) -> bool:
+        """No engine serves: none was started yet, or a recovery runs."""
+        running = self.book.operation
+        return not self.book.size or (running is not None and running.kind == "recover")
 
     def reference(self) -> Instance | None:
-        """The instance with which the others have to agree: rank 0, or the first that is fit."""
-        for name in self.book.names:
-            found = self.roster.get(name)
-            if found is not None:
-                return found
-        return next(
-            (one for one in self.roster if not fitness.objection(one, None, self.now)), None
-        )
+        """The instance with which the others have to agree: rank 0.
+
+        While no engine serves, one of those that are most: a single launcher that got another
+        command, or did not get it, keeps nobody else from being started.
+        """
+        members = [one for name in self.book.names if (one := self.roster.get(name)) is not None]
+        if members and not self.down:
+            return members[0]
+        fit = [one for one in self.roster if not fitness.objection(one, None, self.now)]
+        fit = [one for one in fit if self.fresh(one.name)] or fit
+        kinds = Counter(fitness.kind(one) for one in fit)
+        first = members[0] if members else None
+        return max(fit, key=lambda one: kinds[fitness.kind(one)], default=first)
 
     def strays(self, layout: Iterable[str]) -> list[str]:
         """Instances outside the layout that may still have an engine."""
@@ -172,6 +188,8 @@ class View:
             rpc_port=master.facts.rpc_port,
             redundant_experts=redundant_experts(experts, self.book.record.slots, len(layout)),
             max_size=self.config.max_size,
+            command=master.facts.command,
+            fingerprint=master.facts.fingerprint,
         )
         self.specs[member.launch] = spec
         return spec

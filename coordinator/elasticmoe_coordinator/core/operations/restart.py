@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from elasticmoe_coordinator.core import fitness
 from elasticmoe_coordinator.core.book import Book
 from elasticmoe_coordinator.core.operations import preflight, starting
 from elasticmoe_coordinator.core.view import Order, View
@@ -63,9 +64,10 @@ class Restart:
         elif phase == "preflight":
             newcomers = _newcomers(view)
             unheard = [one.instance for one in book.record.members if not view.up(one)]
-            ready = preflight.passed(view, newcomers) and (not unheard or book.running.urgent)
+            late = _unheard_line(unheard) if unheard else _command_missing(view)
+            ready = preflight.passed(view, newcomers) and (not late or book.running.urgent)
             if error := preflight.failure(view, newcomers):
-                book.end("withdrawn", view.now, _unheard_line(unheard) if unheard else error)
+                book.end("withdrawn", view.now, late or error)
             elif ready:
                 book.enter("drain", view.now)
         elif phase == "drain":
@@ -121,7 +123,10 @@ class Restart:
         layout = [one.instance for one in book.record.joining]
         if not all(view.gone(name) for name in {*book.names, *layout}):
             return
-        if layout:
+        if error := starting.mismatch(view, layout):
+            if view.waited() > min(view.config.replacement, STOP_LIMIT):
+                book.give_up(view.now, error)
+        elif layout:
             starting.begin(view, book.record.joining)
         else:
             book.update(members=())
@@ -131,6 +136,16 @@ class Restart:
 def _newcomers(view: View) -> list[str]:
     names = view.book.names
     return [one.instance for one in view.book.record.joining if one.instance not in names]
+
+
+def _command_missing(view: View) -> str:
+    """Launchers get a new command one after the other. Nothing is stopped before all have it."""
+    layout = [view.roster.get(one.instance) for one in view.book.record.joining]
+    known = {one.name: found for one in layout if one and (found := fitness.upcoming(one))}
+    if len(set(known.values())) < 2:
+        return ""
+    told = ", ".join(f"{name}: {revision}" for name, revision in known.items())
+    return f"the next engines would start with different commands ({told}): see each one's file"
 
 
 def _shut(view: View) -> bool:

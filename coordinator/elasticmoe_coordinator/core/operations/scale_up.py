@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from elasticmoe_coordinator.core.layout import choose, plan
-from elasticmoe_coordinator.core.operations import preflight, resize, restart
+from elasticmoe_coordinator.core.operations import preflight, resize, restart, starting
 from elasticmoe_coordinator.core.view import Order, View
 
 ATTEMPTS = 5
@@ -127,6 +127,8 @@ class ScaleUp:
             if engine.phase == "exited" and engine.launch == member.launch:
                 reason = engine.exit.reason if engine.exit else "its engine ended"
                 return f"{member.instance} (joining as rank {member.rank}): {reason}"
+            if view.book.running.phase == "launch" and (error := starting.changed(view, member)):
+                return error
             knows = view.knowing.get(member.instance, ("", ""))[0] == view.book.running.id
             if view.book.running.phase != "launch" and knows and engine.phase == "absent":
                 return f"{member.instance} (joining as rank {member.rank}): its engine is gone"

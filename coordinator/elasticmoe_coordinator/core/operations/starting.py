@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from elasticmoe_protocol.messages import Member
 
+from elasticmoe_coordinator.core import fitness
 from elasticmoe_coordinator.core.layout import choose, slots_per_rank
 from elasticmoe_coordinator.core.view import Order, View
 
@@ -16,10 +17,23 @@ def gather(view: View) -> list[str]:
     what can be had. Empty: wait."""
     starters = view.starters()
     chosen = choose(starters, view.book.names, view.book.record.desired)
+    if mismatch(view, chosen):
+        return []
     if len(chosen) >= view.book.record.desired > 0:
         return chosen
     enough = len(chosen) >= view.config.min_size
     return chosen if enough and view.waited() > view.config.replacement else []
+
+
+def mismatch(view: View, layout: Sequence[str]) -> str:
+    """Why the engines of this layout can't start together, "" when they can."""
+    found = [one for name in layout if (one := view.roster.get(name)) is not None]
+    for one in found:
+        if why := fitness.difference(one, found[0]):
+            return f"{one.name}: {why}"
+        if why := fitness.too_few_slots(one, view.book.record.slots, len(layout)):
+            return why
+    return ""
 
 
 def begin(view: View, layout: Sequence[str] | Sequence[Member]) -> None:
@@ -58,10 +72,24 @@ def failure(view: View) -> str:
         if engine.phase == "exited" and engine.launch == member.launch:
             reason = engine.exit.reason if engine.exit else "its engine ended"
             return f"{member.instance} (rank {member.rank}): {reason}"
+        if error := changed(view, member):
+            return error
     if view.waited() > view.config.start_limit:
         late = [m.instance for m in view.book.record.members if not view.up(m)]
         return f"{', '.join(late)} not up after {view.config.start_limit:g} s: see the engine's log"
     return ""
+
+
+def changed(view: View, member: Member) -> str:
+    """Its command changed before it began its engine, which its launcher then refuses to begin."""
+    found, spec = view.fresh(member.instance), view.specs.get(member.launch)
+    if found is None or spec is None or found.engine.launch == member.launch:
+        return ""
+    facts = found.facts
+    same = (spec.fingerprint or facts.fingerprint) == facts.fingerprint
+    if spec.command and facts.command:
+        same = same and spec.command == facts.command
+    return "" if same else f"{member.instance} got another command just before its start"
 
 
 def order(view: View, name: str, order: Order, *, ready: bool) -> Order | None:
