@@ -186,7 +186,12 @@ class Local:
         self._frozen.discard(pid)
 
     def join(
-        self, name: str, *flags: str, command: list[str] | None = None, **more: str
+        self,
+        name: str,
+        *flags: str,
+        command: list[str] | None = None,
+        command_file: Path | None = None,
+        **more: str,
     ) -> subprocess.Popen[bytes]:
         """`elasticmoe join` by hand, beside the group's own; `more`: environment."""
         home = self.group.folder / "joins" / name
@@ -196,8 +201,12 @@ class Local:
         words += ["--keys", str(self.group.keys_dir), "--run-dir", str(home / "run")]
         words += ["--policy", "declared", "--ordinal", "9"]
         words += ["--launcher=--engine", "--launcher", "elasticmoe_sim.entry:main"]
-        words += [*flags, "--", *(command or self.profile.command)]
-        words += ["--host", "127.0.0.1", "--port", str(free_port())]
+        words += flags
+        if command_file is not None:
+            words += ["--command-file", str(command_file)]
+        else:
+            words += ["--", *(command or self.profile.command)]
+            words += ["--host", "127.0.0.1", "--port", str(free_port())]
         with (home / "log").open("wb") as log:
             process = subprocess.Popen(
                 words,
