@@ -68,6 +68,7 @@ class Reconciler:
         self._status: dict[str, Any] | None = None
         self._deleted_at = 0.0
         self._failures = 0
+        self._events: list[Event] = []
 
     def forget(self, kind: str, name: str) -> None:
         """A child was changed by somebody else or is gone."""
@@ -79,11 +80,13 @@ class Reconciler:
         if self._status is None:
             self._status = dict(body.get("status") or {})
         started = time.perf_counter()
+        self._events = []
         try:
-            found = await self._look(read(body))
+            try:
+                found = await self._look(read(body))
+            except SpecError as error:
+                found = await self._invalid(metadata, str(error))
             self._failures = 0
-        except SpecError as error:
-            found = await self._invalid(metadata, str(error))
         except (ApiError, CoordinatorError) as error:
             self._failures += 1
             at = "kubernetes" if isinstance(error, ApiError) else "coordinator"
@@ -91,7 +94,8 @@ class Reconciler:
             about = f"{metadata['namespace']}/{metadata['name']}"
             logger.warning("%s: %s", about, error)
             pause = min(self._settings.calm, self._settings.busy * 2.0 ** min(self._failures, 8))
-            found = Look(pause=pause)
+            # What the status says by now is told also when an action failed after it.
+            found = Look(pause=pause, events=self._events)
         finally:
             metrics.RECONCILE.observe(time.perf_counter() - started)
         return found
@@ -106,11 +110,12 @@ class Reconciler:
         history = status.read_history(self._written)
         plan = plans.plan(spec, observed, operation, history)
         fresh = status.build(spec, observed, plan, self._written)
-        events = self._events(self._written, fresh, plan, operation)
+        events = self._changes(self._written, fresh, plan, operation)
         made = any(isinstance(one, plans.ApplyRanks) for one in plan.actions)
         if made and spec.replaced_probes:
             events.append(Event(reason="ProbesReplaced", message=_probes_line(spec)))
         await self._write(spec.namespace, spec.name, fresh)
+        self._events = events
         for action in plan.actions:
             logger.info("%s/%s: %s", spec.namespace, spec.name, action)
             await self._executor.do(spec, action)
@@ -187,7 +192,7 @@ class Reconciler:
         return late or (observed.ranks is None and not observed.pods)
 
     @staticmethod
-    def _events(
+    def _changes(
         before: Mapping[str, Any],
         after: Mapping[str, Any],
         plan: plans.Plan,
