@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shlex
+import signal
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 
@@ -101,6 +103,7 @@ class Kubectl:
 
 
 def _end(process: asyncio.subprocess.Process) -> None:
+    """Not by `terminate`: it may reap the process, which asyncio then misses."""
     if process.returncode is None:
         with suppress(ProcessLookupError):
-            process.terminate()
+            os.kill(process.pid, signal.SIGTERM)
