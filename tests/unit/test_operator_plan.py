@@ -688,8 +688,12 @@ def test_arguments_that_were_taken_back_too_late_are_restarted_again():
 
 
 def test_engines_that_do_not_take_the_command_are_not_restarted_in_a_loop():
-    history = (ended("Succeeded", "Restart", 3, revision=OLD),)
-    assert plan(spec(3), told(NEW, NEW), None, history).operation is None
+    again = Ended(operation=update(revision=OLD), result="Succeeded", at=NOW - 1)
+    found = plan(spec(3), told(NEW, NEW), None, (again,))
+    assert found.operation is None
+    assert found.held == (
+        "pods or engines are still not of the spec's revision; it is tried again after 30 s"
+    )
 
 
 def test_a_change_that_takes_new_pods_now_ends_the_update():

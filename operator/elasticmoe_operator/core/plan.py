@@ -400,7 +400,8 @@ class _Planner:
         pause = min(RETRY_MAX_S, RETRY_S * 2.0 ** min(last.operation.attempt - 1, 10))
         if self.now - last.at >= pause:
             return True
-        self.held = f"{last.message}; it is tried again after {pause:.0f} s"
+        why = last.message or "pods or engines are still not of the spec's revision"
+        self.held = f"{why}; it is tried again after {pause:.0f} s"
         return False
 
     def _gave_up(self, group: Group) -> bool:
