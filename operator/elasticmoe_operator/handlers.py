@@ -167,12 +167,25 @@ class Operator:
         return look
 
 
+class _NoDiffs(kopf.DiffBaseStorage):
+    """Nobody here asks what changed, for which kopf would copy every object at every event."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        return kopf.BodyEssence({})
+
+    def fetch(self, **_: Any) -> None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        return None
+
+
 def configure(settings: kopf.OperatorSettings) -> None:
     """What kopf does by default and we don't want."""
     prefix = names.GROUP
     settings.persistence.finalizer = names.FINALIZER
     settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=prefix)
-    settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=prefix)
+    settings.persistence.diffbase_storage = _NoDiffs()
     settings.networking.request_timeout = 10
     settings.networking.connect_timeout = 5
     settings.watching.connect_timeout = 10
