@@ -262,6 +262,17 @@ async def test_hello_waits_for_the_facts(tmp_path: Path):
             assert boss.hellos[-1].facts.num_experts == 16
 
 
+async def test_changed_facts_are_said_before_the_next_report_and_numbered(scene: Scene):
+    boss = scene.coordinator
+    first = boss.hellos[-1]
+    await boss.hears("its number", lambda r: r.hello == first.number > 0)
+    scene.instance.facts = {"num_experts": 8, "command": "a", "next_command": "b"}
+    report = await boss.hears("facts that changed", lambda r: r.hello > first.number)
+    hello = next(one for one in boss.hellos if one.number == report.hello)
+    assert (hello.boot, hello.facts.command, hello.facts.next_command) == (first.boot, "a", "b")
+    assert report.engine.phase == "absent"
+
+
 async def test_frozen_and_continued_nothing_happens(scene: Scene):
     boss, fake = scene.coordinator, scene.instance
     await scene.running(ready=True, scale=ORDER)
