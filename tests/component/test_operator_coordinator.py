@@ -17,7 +17,7 @@ from elasticmoe_operator.core import status
 from elasticmoe_operator.core.observed import Group, Observed, Pod
 from elasticmoe_operator.core.spec import Spec
 from elasticmoe_protocol import keys
-from support.operator import other_template, ranks, spec
+from support.operator_world import other_template, ranks, spec
 from support.virtual import World, small_config
 
 

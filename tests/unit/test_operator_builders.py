@@ -29,7 +29,7 @@ from elasticmoe_operator.builders.common import Platform
 from elasticmoe_operator.core.spec import Spec, SpecError
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.operator import spec
+from support.operator_world import spec
 
 PLATFORM = Platform(image="elasticmoe:1", pull_secrets=("registry",), namespace="operators")
 RESTRICTED_USER = {

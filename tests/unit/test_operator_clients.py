@@ -19,7 +19,7 @@ from elasticmoe_operator.core.observed import Observed
 from elasticmoe_operator.executor import AGAIN_S, OVERLAP_S, Executor
 from elasticmoe_operator.settings import Settings
 from elasticmoe_protocol import keys
-from support.operator import NOW, look, other_template, ranks, spec
+from support.operator_world import NOW, look, other_template, ranks, spec
 
 Answer = Callable[[httpx.Request], httpx.Response]
 PLATFORM = Platform(image="elasticmoe:1", namespace="operators")

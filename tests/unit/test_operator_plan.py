@@ -24,7 +24,7 @@ from elasticmoe_operator.core.plan import (
     SetTarget,
     plan,
 )
-from support.operator import (
+from support.operator_world import (
     DELETED,
     NOW,
     group,

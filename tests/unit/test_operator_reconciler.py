@@ -15,7 +15,7 @@ from elasticmoe_operator.clients.kubernetes import ApiError
 from elasticmoe_operator.core.observed import Group
 from elasticmoe_operator.reconciler import Children, Look, Reconciler
 from elasticmoe_operator.settings import Settings
-from support.operator import (
+from support.operator_world import (
     DELETED,
     NOW,
     body,

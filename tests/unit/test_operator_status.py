@@ -18,7 +18,7 @@ from elasticmoe_operator.core.plan import Plan
 from elasticmoe_operator.core.spec import Spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.operator import (
+from support.operator_world import (
     DELETED,
     NOW,
     group,

@@ -18,7 +18,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from support.operator import World, other_template
+from support.operator_world import World, other_template
 
 STEPS = 20
 ordinal = st.integers(0, 5)
