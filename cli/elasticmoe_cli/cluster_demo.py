@@ -340,7 +340,7 @@ class _Demo:
         self._console.print("The group goes on. Try", highlight=False)
         for line in (
             f"{words} get emoe,pods",
-            f"{words} scale emoe/{NAME} --replicas 4",
+            f"{words} scale emoe/{NAME} --replicas 3",
             f"{words} get emoe --watch",
             f"{words} describe emoe {NAME}",
             f"{words} delete emoe {NAME}",
