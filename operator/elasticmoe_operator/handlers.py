@@ -27,6 +27,10 @@ logger = logging.getLogger(__name__)
 Key = tuple[str, str]
 """Namespace and name of a deployment."""
 
+LOOKS = 20
+"""Looks at a time. With hundreds each would act on what it saw long ago, and httpx's pool, which
+goes through all that wait in it at each step of each call, would take all the time."""
+
 _OURS = {names.DEPLOYMENT: kopf.PRESENT}
 
 
@@ -41,6 +45,7 @@ class Operator:
     ) -> None:
         self._settings = settings
         self._given = kubernetes, coordinators
+        self._turns = asyncio.Semaphore(LOOKS)
         self._wakes: dict[Key, asyncio.Event] = defaultdict(asyncio.Event)
         self._reconcilers: dict[Key, Reconciler] = {}
 
@@ -156,7 +161,8 @@ class Operator:
 
     async def _look(self, reconciler: Reconciler, body: kopf.Body) -> Any:
         try:
-            look = await reconciler.look(body)
+            async with self._turns:
+                look = await reconciler.look(body)
         except Exception:  # a fault of ours may not end the loop: it is said, counted, tried again
             metrics.ERRORS.labels("operator").inc()
             logger.exception("%s/%s", body["metadata"]["namespace"], body["metadata"]["name"])
@@ -189,6 +195,7 @@ def configure(settings: kopf.OperatorSettings) -> None:
     settings.networking.request_timeout = 10
     settings.networking.connect_timeout = 5
     settings.watching.connect_timeout = 10
+    settings.watching.chunk_size = 50  # or all pods come as one text when the operator starts
     for resource in ("pods", "statefulsets.apps", "deployments.apps"):
         settings.watching.label_selectors[resource] = names.DEPLOYMENT
     settings.posting.loggers = False

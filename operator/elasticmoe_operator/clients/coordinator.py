@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import httpx
@@ -14,10 +13,6 @@ from elasticmoe_operator.core.observed import Group
 LIMIT_S = 3.0
 """It answers from memory: what takes longer is away, and another group waits for its turn."""
 
-AT_ONCE = 64
-"""Calls at a time; more would only wait in httpx's pool, which is slow with many. Nodes that are
-gone hold up their coordinators' calls for `LIMIT_S`, so it is more than what is under way else."""
-
 
 class CoordinatorError(Exception):
     """It does not answer, or refuses; one line."""
@@ -28,7 +23,6 @@ class Coordinators:
 
     def __init__(self, http: httpx.AsyncClient | None = None) -> None:
         self._http = http or httpx.AsyncClient(timeout=LIMIT_S, trust_env=False)
-        self._turns = asyncio.Semaphore(AT_ONCE)
 
     async def close(self) -> None:
         """End all connections."""
@@ -67,8 +61,7 @@ class Coordinators:
         host = f"{names.coordinator(deployment)}.{namespace}.svc"
         url = f"http://{host}:{names.COORDINATOR_HTTP_PORT}{path}"
         try:
-            async with self._turns:
-                answer = await self._http.request(method, url, json=body, headers=headers)
+            answer = await self._http.request(method, url, json=body, headers=headers)
         except httpx.HTTPError as error:
             raise CoordinatorError(f"{host} does not answer ({type(error).__name__})") from None
         try:

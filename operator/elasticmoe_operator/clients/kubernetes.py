@@ -6,7 +6,6 @@ with a time limit. Objects are plain dicts, as the builders make them.
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Generator, Mapping
 from pathlib import Path
@@ -17,9 +16,6 @@ import httpx
 from elasticmoe_operator import names
 
 LIMIT_S: Final = 10.0
-AT_ONCE: Final = 10
-"""Calls at a time. Others wait for their turn here: httpx's pool looks at every call that waits in
-it at every step of each, and lets them wait for `LIMIT_S` only."""
 _ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 _PLURALS: Final = {
@@ -60,7 +56,6 @@ class Kubernetes:
 
     def __init__(self, http: httpx.AsyncClient) -> None:
         self._http = http
-        self._turns = asyncio.Semaphore(AT_ONCE)
 
     @classmethod
     def in_cluster(cls) -> Kubernetes:
@@ -159,10 +154,9 @@ class Kubernetes:
         content = None if body is None else json.dumps(body)
         headers = {"Content-Type": kind} if content is not None else {}
         try:
-            async with self._turns:
-                answer = await self._http.request(
-                    method, path, content=content, headers=headers, params=params
-                )
+            answer = await self._http.request(
+                method, path, content=content, headers=headers, params=params
+            )
         except httpx.HTTPError as error:
             raise ApiError(f"{method} {path}: {type(error).__name__} {error}".strip()) from None
         if missing and answer.status_code == 404:
