@@ -238,7 +238,7 @@ class Bench:
         until("the operator's start", self.listening, 60)
         with self.phase("empty", "no group"):
             time.sleep(3)
-        with self.phase("create", f"{len(names)} groups made at once") as phase:
+        with self.phase("create", f"{len(names)} made at once") as phase:
             began = server("create", replicas=RANKS)["now"]
             self.moved(phase, began)
             available = [at - began for at in server()["available"].values()]
@@ -248,7 +248,7 @@ class Bench:
             time.sleep(self.idle_s)
         self.one_by_one()
         time.sleep(5)
-        with self.phase("burst", "all to one more at once") as phase:
+        with self.phase("burst", f"all to {RANKS + 1} at once") as phase:
             self.moved(phase, server("scale", names=names, replicas=RANKS + 1)["now"])
         with self.phase("back", "all back at once") as phase:
             self.moved(phase, server("scale", names=names, replicas=RANKS)["now"])
@@ -261,7 +261,7 @@ class Bench:
     def one_by_one(self) -> None:
         chosen = random.sample(self.server.names, min(CHANGES, len(self.server.names)))
         for key, size in (("up", RANKS + 1), ("down", RANKS)):
-            with self.phase(key, f"{len(chosen)} of them to {size}, one by one"):
+            with self.phase(key, f"{len(chosen)} to {size}, one by one"):
                 for name in chosen:
                     self.server("scale", names=[name], replicas=size)
                     time.sleep(random.uniform(0.1, 0.3))
@@ -283,7 +283,7 @@ class Bench:
         after = self.server()["requests"]
         requests = {one: n - before.get(one, 0) for one, n in after.items()}
         self.phases["restart"] = Phase(
-            "the operator restarted",
+            "operator restarted",
             time.monotonic() - began,
             process.cpu_s(),
             process.waited_s(),
@@ -311,15 +311,17 @@ def libraries() -> dict[str, float]:
 
 
 def table(bench: Bench, groups: int) -> Table:
-    found = Table(title=f"One operator, {groups} groups of {RANKS} ranks")
-    found.add_column("")
+    found = Table(
+        title=f"One operator, {groups} groups of {RANKS} ranks (CPU and waits in s, memory in MB)"
+    )
+    found.add_column("", no_wrap=True)
     for name in (
         "seconds",
         "CPU s",
-        "of a core",
-        "waits s",
-        "RSS MB",
-        "peak MB",
+        "core",
+        "waits",
+        "RSS",
+        "peak",
         "looks",
         "p50 ms",
         "p99 ms",

@@ -762,6 +762,8 @@ class Api:
     async def one(self, request: web.Request) -> web.Response:
         info = request.match_info
         plural, key = info["plural"], (info["namespace"], info["name"])
+        # Read first: what follows is one step, as in etcd.
+        patch: Any = await request.json() if request.method == "PATCH" else {}
         found = self.store.objects[plural].get(key)
         kind = request.content_type
         applies = kind == "application/apply-patch+yaml"
@@ -777,7 +779,6 @@ class Api:
                 if plural == "statefulsets":
                     self.cluster.ranks(info["name"])
                 return web.json_response({"kind": "Status", "status": "Success"})
-        patch = await request.json()
         if kind == "application/json-patch+json":
             fresh = json_patched(found or {}, patch)
             if fresh is None:
