@@ -90,8 +90,10 @@ def ask(urls: Sequence[str], model: str) -> dict[str, list[float]]:
         for url in urls:
             try:
                 found[url] = await log_probabilities(Endpoint(url, url.rstrip("/")), model)
+            except httpx.HTTPStatusError as error:
+                raise CommandFailed(f"{url}: status {error.response.status_code}") from None
             except httpx.HTTPError as error:
-                raise CommandFailed(f"{url}: {error or type(error).__name__}") from None
+                raise CommandFailed(f"{url}: {str(error) or type(error).__name__}") from None
         return found
 
     return asyncio.run(each())
