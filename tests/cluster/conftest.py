@@ -2,45 +2,33 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from support.cluster import SYSTEM, Group, kubectl, manifest, operator_ready
-from support.helm import CHART
+from support.cluster import SYSTEM, Group, kubectl, manifest
+from support.release import install
 
+HERE = Path(__file__).parent
 RESTRICTED = "pod-security.kubernetes.io/enforce=restricted"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if "cluster" in str(item.path):
+        if item.path.is_relative_to(HERE):
             item.add_marker(pytest.mark.cluster)
             if not item.get_closest_marker("timeout"):
                 item.add_marker(pytest.mark.timeout(300))
 
 
-def helm(*words: str) -> None:
-    """Raises CalledProcessError."""
-    subprocess.run(["helm", *words], check=True, capture_output=True, text=True, timeout=180)
-
-
-def install(*options: str) -> None:
-    """Install or upgrade the chart with the images of this checkout."""
-    helm(
-        *("upgrade", "--install", "elasticmoe", str(CHART), "-n", SYSTEM, "--create-namespace"),
-        *("--set", "image.tag=dev", "--set", "image.pullPolicy=Never"),
-        *("--wait", "--timeout", "120s", *options),
-    )
-    operator_ready()
-
-
 @pytest.fixture(scope="session")
 def chart() -> None:
-    """The operator, in all namespaces."""
+    """The operator, in all namespaces. Only in a cluster that is there for tests."""
+    context = kubectl("config", "current-context").strip()
+    assert context.startswith("kind-"), f"{context} is not a kind cluster: nothing is tested there"
     install()
 
 
