@@ -425,7 +425,8 @@ def shown(value: float) -> str:
 def table(steps: Sequence[Step], engine: str) -> Table:
     found = Table(title=f"{engine}: seconds since kubectl scale")
     for name in ("standby", "step", *COLUMNS):
-        found.add_column(name, justify="left" if name == "step" else "right")
+        step = name == "step"
+        found.add_column(name, justify="left" if step else "right", no_wrap=True)
     for standby in (0, 1):
         for size in (LARGE, SMALL):
             these = [one for one in steps if (one.standby, one.size) == (standby, size)]
@@ -450,7 +451,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.repeat < 1 or options.limit <= 0:
         parser.error("--repeat is at least 1, and --limit more than 0")
-    console = Console(width=100, highlight=False)
+    console = Console(width=112, highlight=False)
     try:
         with limited(options.limit), proxy() as socket:
             steps = asyncio.run(measure(options, socket, console))
