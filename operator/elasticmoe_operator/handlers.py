@@ -1,6 +1,7 @@
-"""kopf's side: watches keep indexes of children, and one daemon a deployment looks again and again.
+"""kopf's side: watches keep indexes of children; a loop for each deployment looks again and again.
 
-Events only wake the daemon: what it does depends on what is, never on what happened.
+Events only wake the loop: what it does depends on what is, never on what happened. It is no daemon
+of kopf's, which would not be started for an object that was deleted while no operator ran.
 """
 
 from __future__ import annotations
@@ -8,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import kopf
@@ -31,6 +32,17 @@ LOOKS = 20
 """Looks at a time. With hundreds each would act on what it saw long ago, and httpx's pool, which
 goes through all that wait in it at each step of each call, would take all the time."""
 
+
+@dataclass
+class _Loop:
+    """Of one deployment. body: as it was seen last."""
+
+    body: kopf.Body
+    reconciler: Reconciler
+    wake: asyncio.Event
+    task: asyncio.Task[None] = field(init=False)
+
+
 _OURS = {names.DEPLOYMENT: kopf.PRESENT}
 
 
@@ -46,8 +58,7 @@ class Operator:
         self._settings = settings
         self._given = kubernetes, coordinators
         self._turns = asyncio.Semaphore(LOOKS)
-        self._wakes: dict[Key, asyncio.Event] = defaultdict(asyncio.Event)
-        self._reconcilers: dict[Key, Reconciler] = {}
+        self._loops: dict[Key, _Loop] = {}
 
     def register(self, registry: kopf.OperatorRegistry) -> None:
         """Add all handlers."""
@@ -66,7 +77,6 @@ class Operator:
             kopf.on.event(*resource, id="wake", **ours)(self.wake)
         ref = (names.GROUP, names.VERSION, names.PLURAL)
         kopf.on.event(*ref, id="changed", registry=registry)(self.changed)
-        kopf.daemon(*ref, id="reconcile", cancellation_polling=1.0, registry=registry)(self.daemon)
 
     async def startup(self, settings: kopf.OperatorSettings, **_: Any) -> None:
         """Connections, and what kopf has to be told."""
@@ -76,13 +86,17 @@ class Operator:
         configure(settings)
 
     async def cleanup(self, **_: Any) -> None:
-        """Connections end with the process."""
+        """Loops and connections end with the process."""
+        tasks = [loop.task for loop in self._loops.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._coordinators.close()
         await self._kubernetes.close()
 
     async def probe(self, **_: Any) -> int:
         """For /healthz: the loop turns."""
-        return len(self._reconcilers)
+        return len(self._loops)
 
     # --- children -----------------------------------------------------------------------------
 
@@ -106,58 +120,46 @@ class Operator:
 
     async def wake(self, body: kopf.Body, type: str | None, **_: Any) -> None:
         """A child changed: look now. What is gone is made again."""
-        key = _owner(body)
-        if type == "DELETED" and key in self._reconcilers:
-            self._reconcilers[key].forget(body["kind"], body["metadata"]["name"])
-        if key in self._reconcilers:
-            self._wakes[key].set()
-
-    async def changed(self, namespace: str | None, name: str, **_: Any) -> None:
-        """The deployment itself changed: look now."""
-        if (key := (namespace or "", name)) in self._reconcilers:
-            self._wakes[key].set()
+        loop = self._loops.get(_owner(body))
+        if loop is None:
+            return
+        if type == "DELETED":
+            loop.reconciler.forget(body["kind"], body["metadata"]["name"])
+        loop.wake.set()
 
     # --- the loop -----------------------------------------------------------------------------
 
-    async def daemon(
-        self,
-        body: kopf.Body,
-        namespace: str | None,
-        name: str,
-        stopped: Any,
-        **indexes: Any,
-    ) -> None:
+    async def changed(self, body: kopf.Body, type: str | None, **indexes: Any) -> None:
+        """A deployment came, changed or went: a loop looks after each, which looks now."""
+        key = body["metadata"]["namespace"], body["metadata"]["name"]
+        loop = self._loops.get(key)
+        if type == "DELETED":
+            if loop is not None:
+                loop.task.cancel()
+            return
+        if loop is None:
+            found = _children(key, *(indexes[one] for one in ("pods", "ranks", "coordinators")))
+            reconciler = Reconciler(self._kubernetes, self._coordinators, self._settings, found)
+            loop = self._loops[key] = _Loop(body, reconciler, asyncio.Event())
+            loop.task = asyncio.create_task(self._run(key, loop))
+        loop.body = body
+        loop.wake.set()
+
+    async def _run(self, key: Key, loop: _Loop) -> None:
         """Look at one deployment until it is gone or the operator ends."""
-        key = (namespace or "", name)
-
-        pods, ranks, coordinators = (indexes[one] for one in ("pods", "ranks", "coordinators"))
-
-        def children() -> Children:
-            return Children(
-                ranks=next(iter(ranks.get(key, ())), None),
-                pods=tuple(pods.get(key, ())),
-                coordinator_problem=next(iter(coordinators.get(key, ())), None),
-            )
-
-        reconciler = Reconciler(self._kubernetes, self._coordinators, self._settings, children)
-        self._reconcilers[key] = reconciler
-        wake = self._wakes[key]
         metrics.DEPLOYMENTS.inc()
         try:
-            while not _ending(stopped):
-                wake.clear()
-                look = await self._look(reconciler, body)
-                if look is None:
-                    pause = self._settings.calm
-                elif look.gone:
+            while True:
+                loop.wake.clear()
+                look = await self._look(loop.reconciler, loop.body)
+                if look is not None and look.gone:
                     return
-                else:
-                    pause = look.pause
-                await _first(wake, stopped, pause, bool(stopped))
+                pause = self._settings.calm if look is None else look.pause
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(loop.wake.wait(), pause)
         finally:
             metrics.DEPLOYMENTS.dec()
-            del self._reconcilers[key]
-            del self._wakes[key]
+            del self._loops[key]
 
     async def _look(self, reconciler: Reconciler, body: kopf.Body) -> Any:
         try:
@@ -188,9 +190,6 @@ class _NoDiffs(kopf.DiffBaseStorage):
 
 def configure(settings: kopf.OperatorSettings) -> None:
     """What kopf does by default and we don't want."""
-    prefix = names.GROUP
-    settings.persistence.finalizer = names.FINALIZER
-    settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=prefix)
     settings.persistence.diffbase_storage = _NoDiffs()
     settings.networking.request_timeout = 10
     settings.networking.connect_timeout = 5
@@ -207,27 +206,19 @@ def _owner(body: Mapping[str, Any]) -> Key:
     return metadata["namespace"], metadata["labels"][names.DEPLOYMENT]
 
 
-def _ending(stopped: Any) -> bool:
-    """Whether the loop ends: not for a deletion, of which the group's end is a part."""
-    reason = stopped.reason
-    deleted = kopf.DaemonStoppingReason.RESOURCE_DELETED
-    return bool(stopped) and not (reason is not None and deleted in reason and not _exits(reason))
+def _children(
+    key: Key,
+    pods: kopf.Index[Key, Any],
+    ranks: kopf.Index[Key, Any],
+    coordinators: kopf.Index[Key, Any],
+) -> Callable[[], Children]:
+    """What the watches know of one deployment's children, asked again at each look."""
 
+    def children() -> Children:
+        return Children(
+            ranks=next(iter(ranks.get(key, ())), None),
+            pods=tuple(pods.get(key, ())),
+            coordinator_problem=next(iter(coordinators.get(key, ())), None),
+        )
 
-def _exits(reason: kopf.DaemonStoppingReason) -> bool:
-    ends = kopf.DaemonStoppingReason.OPERATOR_EXITING | kopf.DaemonStoppingReason.OPERATOR_PAUSING
-    return bool(reason & ends)
-
-
-async def _first(wake: asyncio.Event, stopped: Any, pause: float, deleting: bool) -> None:
-    """Until somebody wakes it, it has to stop, or the pause is over."""
-    if deleting:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(wake.wait(), min(pause, 1.0))
-        return
-    waits = [asyncio.ensure_future(wake.wait()), asyncio.ensure_future(stopped.wait())]
-    try:
-        await asyncio.wait(waits, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for wait in waits:
-            wait.cancel()
+    return children

@@ -67,6 +67,7 @@ class Reconciler:
         self._settings, self._children, self._clock = settings, children, clock
         self._status: dict[str, Any] | None = None
         self._deleted_at = 0.0
+        self._held = False
         self._failures = 0
         self._events: list[Event] = []
 
@@ -82,10 +83,7 @@ class Reconciler:
         started = time.perf_counter()
         self._events = []
         try:
-            try:
-                found = await self._look(read(body))
-            except SpecError as error:
-                found = await self._invalid(metadata, str(error))
+            found = await self._look_while_ours(body)
             self._failures = 0
         except (ApiError, CoordinatorError) as error:
             self._failures += 1
@@ -99,6 +97,38 @@ class Reconciler:
         finally:
             metrics.RECONCILE.observe(time.perf_counter() - started)
         return found
+
+    async def _look_while_ours(self, body: Mapping[str, Any]) -> Look:
+        """The finalizer is there before any child, and goes when there is nothing left to drain."""
+        metadata = body["metadata"]
+        finalizers = list(metadata.get("finalizers") or [])
+        deleting = bool(metadata.get("deletionTimestamp"))
+        if deleting and names.FINALIZER not in finalizers:
+            return Look(pause=self._settings.calm, gone=True)
+        if not deleting and not self._held:
+            if names.FINALIZER not in finalizers:
+                await self._hold(metadata, [*finalizers, names.FINALIZER])
+            self._held = True
+        try:
+            found = await self._look(read(body))
+        except SpecError as error:
+            found = await self._invalid(metadata, str(error))
+        if found.gone:
+            now = await self._kubernetes.get(
+                names.KIND, names.API_VERSION, metadata["namespace"], metadata["name"]
+            )
+            if now is not None and now["metadata"]["uid"] == metadata["uid"]:
+                kept = now["metadata"].get("finalizers") or []
+                await self._hold(now["metadata"], [one for one in kept if one != names.FINALIZER])
+        return found
+
+    async def _hold(self, metadata: Mapping[str, Any], finalizers: list[str]) -> None:
+        """Set the finalizers of the object as it was seen; refused when it has changed since."""
+        patch = {"finalizers": finalizers, "resourceVersion": metadata["resourceVersion"]}
+        await self._kubernetes.merge(
+            *(names.KIND, names.API_VERSION, metadata["namespace"], metadata["name"]),
+            {"metadata": patch},
+        )
 
     async def _look(self, spec: Spec) -> Look:
         if not self._written.get("selector"):

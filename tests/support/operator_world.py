@@ -38,7 +38,15 @@ def body(replicas: int = 3, **changes: Any) -> dict[str, Any]:
     """An ElasticMoEDeployment. changes: of its spec; `meta` of its metadata."""
     meta = changes.pop("meta", {})
     return {
-        "metadata": {"name": "moe", "namespace": "ns", "uid": "cr", "generation": 1, **meta},
+        "metadata": {
+            "name": "moe",
+            "namespace": "ns",
+            "uid": "cr",
+            "generation": 1,
+            "resourceVersion": "7",
+            "finalizers": ["elasticmoe.io/drain"],
+            **meta,
+        },
         "spec": {
             "replicas": replicas,
             "minReplicas": 2,

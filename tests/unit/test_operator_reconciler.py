@@ -55,7 +55,7 @@ class Cluster:
 
     async def get(self, kind: str, *_: str) -> Mapping[str, Any] | None:
         self._call("get", kind)
-        return self.secret
+        return body(meta=DELETED) if kind == "ElasticMoEDeployment" else self.secret
 
     async def apply(self, manifest: Mapping[str, Any]) -> Mapping[str, Any]:
         self._call("apply", manifest["kind"], manifest)
@@ -366,3 +366,42 @@ async def test_a_deletion_does_not_wait_for_ever(cluster: Cluster):
     await found.look(current(cluster, meta=DELETED))
     cluster.now += 3600
     assert (await found.look(current(cluster, meta=DELETED))).gone
+
+
+# --- the finalizer -------------------------------------------------------------------------------
+
+
+async def test_the_finalizer_is_there_before_any_child():
+    cluster = Cluster()
+    cluster.children = Children()
+    found = operator(cluster)
+    await found.look(current(cluster, meta={"finalizers": ["somebody/else"]}))
+    assert cluster.calls[0] == (
+        "merge",
+        "ElasticMoEDeployment",
+        {
+            "metadata": {
+                "finalizers": ["somebody/else", "elasticmoe.io/drain"],
+                "resourceVersion": "7",
+            }
+        },
+    )
+    cluster.calls.clear()
+    await found.look(current(cluster, meta={"finalizers": []}))  # seen before the patch came back
+    assert not cluster.told("merge", "ElasticMoEDeployment")
+
+
+async def test_the_finalizer_goes_when_nothing_is_left(cluster: Cluster):
+    found = await settled(cluster)
+    await found.look(current(cluster, meta=DELETED))
+    assert not cluster.told("merge", "ElasticMoEDeployment")
+    cluster.children = Children()
+    assert (await found.look(current(cluster, meta=DELETED))).gone
+    (patch,) = cluster.told("merge", "ElasticMoEDeployment")
+    assert patch["metadata"] == {"finalizers": [], "resourceVersion": "7"}
+
+
+async def test_a_deployment_that_was_let_go_is_left_alone(cluster: Cluster):
+    result = await operator(cluster).look(current(cluster, meta={**DELETED, "finalizers": []}))
+    assert result.gone
+    assert cluster.calls == []
