@@ -206,6 +206,8 @@ class Reconciler:
             plan.operation is None
             and not plan.actions
             and group is not None
+            and {one.name for one in observed.pods}
+            <= {one.name for one in group.instances if one.registered}
             and group.state == "Serving"
             and group.operation is None
         )

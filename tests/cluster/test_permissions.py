@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from typing import Any
 
 import pytest
 from support.cluster import SYSTEM, Group, kubectl
-from support.release import OPERATOR
-
-OPERATOR_USER = f"system:serviceaccount:{SYSTEM}:{OPERATOR}"
+from support.release import OPERATOR_USER, may
 
 MAY = [
     "patch elasticmoedeployments",
@@ -47,18 +44,8 @@ MAY_NOT = [
 ]
 
 
-def may(user: str, question: str, namespace: str) -> bool:
-    """Whether a user may do `verb resource`."""
-    verb, resource = question.split()
-    words = ("auth", "can-i", verb, resource, "-n", namespace, f"--as={user}")
-    done = subprocess.run(["kubectl", *words], capture_output=True, text=True, timeout=30)
-    answer = done.stdout.strip().splitlines()[-1]
-    assert answer in ("yes", "no"), done.stderr
-    return answer == "yes"
-
-
 def test_the_operator_may_do_its_work_and_no_more(chart: None) -> None:
-    asked = {one: may(OPERATOR_USER, one, "default") for one in (*MAY, *MAY_NOT)}
+    asked = {one: may(OPERATOR_USER, one, "-n", "default") for one in (*MAY, *MAY_NOT)}
     assert asked == {**dict.fromkeys(MAY, True), **dict.fromkeys(MAY_NOT, False)}
 
 
@@ -67,7 +54,7 @@ def test_pods_of_a_group_may_do_nothing(shared_group: Group, account: str) -> No
     namespace = shared_group.namespace
     user = f"system:serviceaccount:{namespace}:{account}"
     questions = ["get pods", "list secrets", "get configmaps", "patch elasticmoedeployments"]
-    assert not any(may(user, one, namespace) for one in questions)
+    assert not any(may(user, one, "-n", namespace) for one in questions)
     shared_group.get("serviceaccount", account)
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable, Iterator
 
 import pytest
-from support.cluster import SYSTEM, Group, kubectl, listed, manifest
-from support.release import OPERATOR, install
-
-USER = f"system:serviceaccount:{SYSTEM}:{OPERATOR}"
+from support.cluster import Group, kubectl, listed, manifest
+from support.release import OPERATOR_USER, install, may
 
 
 def test_groups_of_one_name_in_two_namespaces(
@@ -66,19 +63,15 @@ def test_an_operator_of_one_namespace_has_no_right_elsewhere(narrow: Group, name
         "get secrets",
         "create statefulsets.apps",
     )
-    assert {one: _may(one, "-n", narrow.namespace) for one in questions} == dict.fromkeys(
-        questions, True
+    assert {
+        one: may(OPERATOR_USER, one, "-n", narrow.namespace) for one in questions
+    } == dict.fromkeys(questions, True)
+    assert {one: may(OPERATOR_USER, one, "-n", namespace) for one in questions} == dict.fromkeys(
+        questions, False
     )
-    assert {one: _may(one, "-n", namespace) for one in questions} == dict.fromkeys(questions, False)
     everywhere = ("list namespaces", "list customresourcedefinitions", "list nodes", "list pods")
-    assert {one: _may(one, "-A") for one in everywhere} == dict.fromkeys(everywhere, False)
+    assert {one: may(OPERATOR_USER, one, "-A") for one in everywhere} == dict.fromkeys(
+        everywhere, False
+    )
     labels = ("-l", "app.kubernetes.io/name=elasticmoe-operator", "-o", "name")
     assert not kubectl("get", "clusterroles,clusterrolebindings", *labels).strip()
-
-
-def _may(question: str, *where: str) -> bool:
-    words = ("auth", "can-i", *question.split(), *where, f"--as={USER}")
-    done = subprocess.run(["kubectl", *words], capture_output=True, text=True, timeout=30)
-    answer = done.stdout.strip().splitlines()[-1]
-    assert answer in ("yes", "no"), done.stderr
-    return answer == "yes"

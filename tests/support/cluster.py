@@ -1,6 +1,6 @@
 """A group in a real cluster: apply it, put users on it, break it, wait for what should follow.
 
-Runs where the cluster's addresses are reached and KUBECONFIG is set: `scripts/cluster/cluster exec`.
+Runs where the cluster's addresses are reached and KUBECONFIG is set (see scripts/cluster/cluster).
 """
 
 from __future__ import annotations
