@@ -9,6 +9,7 @@ from support.helm import CHART
 
 RELEASE = "elasticmoe"
 OPERATOR = f"{RELEASE}-operator"
+OPERATOR_USER = f"system:serviceaccount:{SYSTEM}:{OPERATOR}"
 
 
 def helm(*words: str) -> None:
@@ -24,3 +25,15 @@ def install(*options: str) -> None:
         *("--wait", "--timeout", "120s", *options),
     )
     operator_ready()
+
+
+def may(user: str, question: str, *where: str) -> bool:
+    """Whether a user may do `verb resource[/subresource]`. where: -n NAMESPACE, or -A."""
+    verb, resource = question.split()
+    resource, _, part = resource.partition("/")
+    words = ["auth", "can-i", verb, resource, *where, f"--as={user}"]
+    words += [f"--subresource={part}"] if part else []
+    done = subprocess.run(["kubectl", *words], capture_output=True, text=True, timeout=30)
+    answer = (done.stdout.strip().splitlines() or [""])[-1].partition(" ")[0]
+    assert answer in ("yes", "no"), done.stdout + done.stderr
+    return answer == "yes"
