@@ -42,8 +42,8 @@ CHANGES = 50
 LIBRARIES = {
     "nothing": "pass",
     "kopf": "import kopf",
+    "kopf, all of the operator": "import elasticmoe_cli.main, elasticmoe_operator.run",
     "kopf, httpx": "import kopf, httpx",
-    "kopf, httpx, all of the operator": "import elasticmoe_cli.main, elasticmoe_operator.run",
     "kopf, kubernetes": "import kopf, kubernetes.client",
     "kopf, lightkube": "import kopf, lightkube",
 }

@@ -9,6 +9,7 @@ a thread at `times`: seconds of each look since it was asked last.
 from __future__ import annotations
 
 import json
+import socket
 import sys
 import threading
 from collections.abc import Mapping
@@ -16,27 +17,37 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import elasticmoe_cli.main  # noqa: F401  as in the product: its memory counts
-import httpx
 import kopf
+from aiohttp.abc import AbstractResolver, ResolveResult
 from elasticmoe_operator import metrics
 from elasticmoe_operator.builders.common import Platform
-from elasticmoe_operator.clients.coordinator import LIMIT_S, Coordinators
+from elasticmoe_operator.clients.coordinator import Coordinators
 from elasticmoe_operator.clients.kubernetes import Kubernetes
 from elasticmoe_operator.run import run
 from elasticmoe_operator.settings import Settings
 
 
-class Hosts(httpx.AsyncHTTPTransport):
+class Hosts(AbstractResolver):
     """Names of Services to ports of this host."""
 
     def __init__(self, ports: Mapping[str, int]) -> None:
-        super().__init__(trust_env=False)
         self._ports = ports
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        port = self._ports[request.url.host.partition("-coordinator.")[0]]
-        request.url = request.url.copy_with(host="127.0.0.1", port=port)
-        return await super().handle_async_request(request)
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        found = ResolveResult(
+            hostname=host,
+            host="127.0.0.1",
+            port=self._ports[host.partition("-coordinator.")[0]],
+            family=socket.AF_INET,
+            proto=0,
+            flags=socket.AI_NUMERICHOST,
+        )
+        return [found]
+
+    async def close(self) -> None:
+        pass
 
 
 class Times:
@@ -81,10 +92,8 @@ def main() -> None:
             health_port=given["health"],
             metrics_port=given["metrics"],
         ),
-        kubernetes=Kubernetes(httpx.AsyncClient(base_url=url, timeout=10, trust_env=False)),
-        coordinators=Coordinators(
-            httpx.AsyncClient(transport=Hosts(given["coordinators"]), timeout=LIMIT_S)
-        ),
+        kubernetes=Kubernetes(url),
+        coordinators=Coordinators(Hosts(given["coordinators"])),
         login=lambda **_: kopf.ConnectionInfo(server=url),
     )
 

@@ -29,8 +29,7 @@ Key = tuple[str, str]
 """Namespace and name of a deployment."""
 
 LOOKS = 20
-"""Looks at a time. With hundreds each would act on what it saw long ago, and httpx's pool, which
-goes through all that wait in it at each step of each call, would take all the time."""
+"""Looks at a time. With hundreds at once each would act on what it saw long ago."""
 
 
 @dataclass

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import socket
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import httpx
 import pytest
+import uvicorn
+from aiohttp.abc import AbstractResolver, ResolveResult
 from elasticmoe_coordinator import http
 from elasticmoe_coordinator.metrics import Metrics
 from elasticmoe_operator.clients.coordinator import CoordinatorError, Coordinators
@@ -21,6 +25,29 @@ from support.operator_world import other_template, ranks, spec
 from support.virtual import World, small_config
 
 
+class Here(AbstractResolver):
+    """Every host is a socket of this one."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.address = sock.getsockname()
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        found = ResolveResult(
+            hostname=host,
+            host=self.address[0],
+            port=self.address[1],
+            family=socket.AF_INET,
+            proto=0,
+            flags=socket.AI_NUMERICHOST,
+        )
+        return [found]
+
+    async def close(self) -> None:
+        pass
+
+
 class Api:
     """A real coordinator in virtual time, and the operator's client of it."""
 
@@ -29,7 +56,19 @@ class Api:
         self.world = world
         self.token = keys.load_token(folder)
         app = http.app(world.group, folder, Metrics(lambda: world.status, dict), "1.2.3")
-        self.client = Coordinators(httpx.AsyncClient(transport=httpx.ASGITransport(app)))
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.client = Coordinators(Here(self._socket))
+        self._server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
+
+    @contextlib.asynccontextmanager
+    async def served(self) -> AsyncIterator[Api]:
+        serving = asyncio.create_task(self._server.serve([self._socket]))
+        try:
+            yield self
+        finally:
+            await self.client.close()
+            self._server.should_exit = True
+            await serving
 
     async def group(self) -> Group:
         return await self.client.status("ns", "moe")
@@ -51,9 +90,8 @@ async def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
     keys.ensure_keys(tmp_path)
     world = hosts(4)
     monkeypatch.setattr(http, "time", SimpleNamespace(time=lambda: world.now))
-    made = Api(world, tmp_path)
-    yield made
-    await made.client.close()
+    async with Api(world, tmp_path).served() as made:
+        yield made
 
 
 async def test_a_group_that_nobody_told_a_size_is_read(api: Api):
@@ -115,11 +153,10 @@ async def test_a_coordinator_that_learns_is_unknown_and_refuses(
     keys.ensure_keys(tmp_path)
     world = World(small_config())
     monkeypatch.setattr(http, "time", SimpleNamespace(time=lambda: world.now))
-    api = Api(world, tmp_path)
-    assert not (await api.group()).known
-    with pytest.raises(CoordinatorError, match="learning"):
-        await api.target(2)
-    await api.client.close()
+    async with Api(world, tmp_path).served() as api:
+        assert not (await api.group()).known
+        with pytest.raises(CoordinatorError, match="learning"):
+            await api.target(2)
 
 
 async def test_a_restart_is_found_by_its_id(api: Api):

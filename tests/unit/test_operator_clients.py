@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
-from collections.abc import Callable
-from dataclasses import replace
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
+from aiohttp import web
+from aiohttp.abc import AbstractResolver, ResolveResult
 from elasticmoe_operator import names
 from elasticmoe_operator.builders.common import Platform
+from elasticmoe_operator.clients import coordinator, kubernetes
 from elasticmoe_operator.clients.coordinator import CoordinatorError, Coordinators
 from elasticmoe_operator.clients.kubernetes import ApiError, Kubernetes
 from elasticmoe_operator.core import plan as plans
@@ -20,51 +25,159 @@ from elasticmoe_operator.executor import AGAIN_S, OVERLAP_S, Executor
 from elasticmoe_operator.settings import Settings
 from elasticmoe_protocol import keys
 from support.operator_world import NOW, look, other_template, ranks, spec
+from yarl import URL
 
-Answer = Callable[[httpx.Request], httpx.Response]
 PLATFORM = Platform(image="elasticmoe:1", namespace="operators")
 
 
-class Wire:
-    """Keeps what was asked and answers as it is told."""
+@dataclass(frozen=True)
+class Asked:
+    """What came."""
 
-    def __init__(self, answer: Answer | None = None) -> None:
-        self.asked: list[httpx.Request] = []
-        self._answer = answer or (lambda _: httpx.Response(200, json={}))
+    method: str
+    url: URL
+    headers: Mapping[str, str]
+    content: bytes
 
-    def __call__(self, request: httpx.Request) -> httpx.Response:
-        self.asked.append(request)
-        return self._answer(request)
+
+Answer = Callable[[Asked], web.Response]
+Break = Callable[[web.Request], Awaitable[None]]
+
+opened: list[Callable[[], Awaitable[None]]] = []
+
+
+@pytest.fixture(autouse=True)
+async def closed() -> AsyncIterator[None]:
+    """Servers and clients end with the test."""
+    yield
+    while opened:
+        await opened.pop()()
+
+
+class Wire(AbstractResolver):
+    """A server under every name: keeps what was asked and answers as it is told."""
+
+    def __init__(self, answer: Answer | None = None, breaks: Break | None = None) -> None:
+        self.asked: list[Asked] = []
+        self._answer = answer or says(200)
+        self._breaks = breaks
+        self._port = 0
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        if not self._port:
+            runner = web.ServerRunner(web.Server(self._serve), shutdown_timeout=0.01)
+            await runner.setup()
+            opened.append(runner.cleanup)
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            self._port = runner.addresses[0][1]
+        found = ResolveResult(
+            hostname=host,
+            host="127.0.0.1",
+            port=self._port,
+            family=socket.AF_INET,
+            proto=0,
+            flags=socket.AI_NUMERICHOST,
+        )
+        return [found]
+
+    async def close(self) -> None:
+        pass
+
+    async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
+        content = await request.read()
+        asked = Asked(request.method, request.url, request.headers, content)
+        self.asked.append(asked)
+        if self._breaks is not None:
+            await self._breaks(request)
+        return self._answer(asked)
 
     @property
     def lines(self) -> list[str]:
         return [f"{one.method} {one.url.path}" for one in self.asked]
 
     @property
-    def last(self) -> httpx.Request:
+    def last(self) -> Asked:
         return self.asked[-1]
 
     @property
     def body(self) -> Any:
         return json.loads(self.last.content)
 
-    def kubernetes(self) -> Kubernetes:
-        transport = httpx.MockTransport(self)
-        return Kubernetes(httpx.AsyncClient(transport=transport, base_url="https://api"))
+    def kubernetes(self, token: Path | None = None) -> Kubernetes:
+        made = Kubernetes("http://api", token=token, resolver=self)
+        opened.append(made.close)
+        return made
 
     def coordinators(self) -> Coordinators:
-        return Coordinators(httpx.AsyncClient(transport=httpx.MockTransport(self)))
+        made = Coordinators(self)
+        opened.append(made.close)
+        return made
 
 
 def says(status: int, **body: Any) -> Answer:
-    return lambda _: httpx.Response(status, json=body)
+    return lambda _: web.json_response(body, status=status)
 
 
-def breaks(error: type[httpx.HTTPError]) -> Answer:
-    def answer(request: httpx.Request) -> httpx.Response:
-        raise error("broken", request=request)  # type: ignore[call-arg]
+# --- what may be in the place of an answer -------------------------------------------------------
 
-    return answer
+
+async def hangs_up(request: web.BaseRequest) -> None:
+    assert request.transport is not None
+    request.transport.abort()
+
+
+async def is_silent(request: web.BaseRequest) -> None:
+    await asyncio.sleep(60)
+
+
+def writes(text: bytes, again: bytes = b"") -> Break:
+    async def broken(request: web.BaseRequest) -> None:
+        assert request.transport is not None
+        request.transport.write(text)
+        while again:
+            await asyncio.sleep(0.05)
+            request.transport.write(again)
+        request.transport.close()
+
+    return broken
+
+
+class Nobody(Wire):
+    """No server: nothing listens, or there is no such name."""
+
+    def __init__(self, name: bool) -> None:
+        super().__init__()
+        self._name = name
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self._port = free.getsockname()[1]
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        if not self._name:
+            raise OSError("no such name")
+        return await super().resolve(host, port, family)
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{"
+BREAKS: dict[str, tuple[Callable[[], Wire], str]] = {
+    "no such name": (lambda: Nobody(name=False), "ClientConnectorDNSError"),
+    "nothing listens": (lambda: Nobody(name=True), "ClientConnectorError"),
+    "hangs up": (lambda: Wire(breaks=hangs_up), "ServerDisconnectedError"),
+    "is silent": (lambda: Wire(breaks=is_silent), "TimeoutError"),
+    "trickles": (lambda: Wire(breaks=writes(HEAD, b" ")), "TimeoutError"),
+    "ends amid": (lambda: Wire(breaks=writes(HEAD)), "ClientPayloadError"),
+    "no HTTP": (lambda: Wire(breaks=writes(b"220 mail\r\n\r\n")), "ClientResponseError"),
+}
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    for one in (kubernetes, coordinator):
+        monkeypatch.setattr(one, "LIMIT_S", 0.5)
 
 
 # --- Kubernetes ----------------------------------------------------------------------------------
@@ -103,7 +216,7 @@ async def test_apply_is_server_side_and_takes_fields_over():
     await wire.kubernetes().apply(manifest)
     assert wire.lines == ["PATCH /api/v1/namespaces/ns/services/x"]
     assert wire.last.headers["Content-Type"] == "application/apply-patch+yaml"
-    assert dict(wire.last.url.params) == {"fieldManager": names.FIELD_MANAGER, "force": "true"}
+    assert dict(wire.last.url.query) == {"fieldManager": names.FIELD_MANAGER, "force": "true"}
     assert wire.body == manifest
 
 
@@ -114,7 +227,7 @@ async def test_a_merge_patch(subresource: str, end: str):
     await wire.kubernetes().merge("Pod", "v1", "ns", "x", patch, subresource)
     assert wire.last.url.path.endswith(end)
     assert wire.last.headers["Content-Type"] == "application/merge-patch+json"
-    assert wire.last.url.params["fieldManager"] == names.FIELD_MANAGER
+    assert wire.last.url.query["fieldManager"] == names.FIELD_MANAGER
     assert wire.body == patch
 
 
@@ -158,15 +271,66 @@ async def test_a_refusal_is_said_with_its_status(call: Callable[[Kubernetes], An
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-@pytest.mark.parametrize(
-    "error", [httpx.ConnectError, httpx.ReadTimeout, httpx.RemoteProtocolError, httpx.PoolTimeout]
-)
+@pytest.mark.parametrize("broken", BREAKS)
+@pytest.mark.usefixtures("hasty")
 async def test_no_answer_is_an_error_without_a_status(
-    call: Callable[[Kubernetes], Any], error: type[httpx.HTTPError]
+    call: Callable[[Kubernetes], Any], broken: str
 ):
-    with pytest.raises(ApiError, match=error.__name__) as caught:
-        await call(Wire(breaks(error)).kubernetes())
+    wire, error = BREAKS[broken]
+    with pytest.raises(ApiError, match=rf"^[A-Z]+ /api/v1/namespaces/ns/pods/x: {error}") as caught:
+        await call(wire().kubernetes())
     assert caught.value.status == 0
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_hundreds_of_calls_without_an_answer_end_too():
+    made = Wire(breaks=is_silent).kubernetes()
+    calls = [CALLS["get"](made) for _ in range(300)]
+    found = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 30)
+    assert {type(one) for one in found} == {ApiError}
+
+
+async def test_after_a_failure_the_next_call_is_made():
+    wire = Wire()
+    made = wire.kubernetes()
+    wire._breaks = hangs_up
+    with pytest.raises(ApiError):
+        await CALLS["apply"](made)
+    wire._breaks = None
+    await CALLS["apply"](made)
+
+
+async def test_the_token_is_read_at_each_call(tmp_path: Path):
+    wire, file = Wire(), tmp_path / "token"
+    made = wire.kubernetes(file)
+    for token in ("first", "second"):
+        file.write_text(f"{token}\n")
+        await CALLS["get"](made)
+        assert wire.last.headers["Authorization"] == f"Bearer {token}"
+
+
+async def test_a_token_that_is_not_there_is_an_error(tmp_path: Path):
+    with pytest.raises(ApiError, match="FileNotFoundError"):
+        await CALLS["get"](Wire().kubernetes(tmp_path / "token"))
+
+
+async def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    wire = Wire()
+    await CALLS["get"](wire.kubernetes())
+    assert str(wire.last.url) == "http://api/api/v1/namespaces/ns/pods/x"
+
+
+async def test_nobody_is_sent_elsewhere_with_the_token():
+    def elsewhere(_: Asked) -> web.Response:
+        return web.json_response({}, status=302, headers={"Location": "http://elsewhere/"})
+
+    wire = Wire(elsewhere)
+    with pytest.raises(ApiError) as caught:
+        await CALLS["get"](wire.kubernetes())
+    assert (caught.value.status, len(wire.asked)) == (302, 1)
 
 
 async def test_a_conflict_of_an_apply_is_an_error():
@@ -178,7 +342,7 @@ async def test_a_conflict_of_an_apply_is_an_error():
 @pytest.mark.parametrize("status", [200, 502])
 async def test_an_answer_that_is_no_json_is_an_error(status: int):
     """Of a proxy in between."""
-    wire = Wire(lambda _: httpx.Response(status, text="<html>"))
+    wire = Wire(lambda _: web.Response(status=status, text="<html>"))
     with pytest.raises(ApiError):
         await wire.kubernetes().get("Pod", "v1", "ns", "x")
 
@@ -218,22 +382,25 @@ async def test_a_refusal_is_said_in_the_coordinators_words(status: int):
         await wire.coordinators().set_target("ns", "moe", "t", "op", 4)
 
 
-@pytest.mark.parametrize("error", [httpx.ConnectError, httpx.ReadTimeout])
-async def test_a_coordinator_that_does_not_answer_is_named(error: type[httpx.HTTPError]):
-    with pytest.raises(CoordinatorError, match=f"moe-coordinator.ns.svc .*{error.__name__}"):
-        await Wire(breaks(error)).coordinators().status("ns", "moe")
+@pytest.mark.parametrize("broken", BREAKS)
+@pytest.mark.usefixtures("hasty")
+async def test_a_coordinator_that_does_not_answer_is_named(broken: str):
+    wire, error = BREAKS[broken]
+    line = rf"^moe-coordinator.ns.svc does not answer \({error}\)$"
+    with pytest.raises(CoordinatorError, match=line):
+        await wire().coordinators().status("ns", "moe")
 
 
 @pytest.mark.parametrize(
     "answer",
     [
-        lambda _: httpx.Response(502, text="<html>"),
-        lambda _: httpx.Response(200, text="<html>"),
-        lambda _: httpx.Response(500, json=[]),
-        lambda _: httpx.Response(500, json={}),
-        lambda _: httpx.Response(200, json={}),
-        lambda _: httpx.Response(200, json=[]),
-        lambda _: httpx.Response(200, json={"state": "Serving"}),
+        lambda _: web.Response(status=502, text="<html>"),
+        lambda _: web.Response(status=200, text="<html>"),
+        lambda _: web.json_response([], status=500),
+        lambda _: web.json_response({}, status=500),
+        lambda _: web.json_response({}, status=200),
+        lambda _: web.json_response([], status=200),
+        lambda _: web.json_response({"state": "Serving"}, status=200),
     ],
 )
 async def test_an_answer_of_something_else_is_an_error(answer: Answer):
@@ -252,15 +419,15 @@ class Cluster(Wire):
         self.secret: dict[str, Any] | None = None
         self.refuses = ""
 
-    def _answer_as_a_cluster(self, request: httpx.Request) -> httpx.Response:
+    def _answer_as_a_cluster(self, request: Asked) -> web.Response:
         if self.refuses and self.refuses in request.url.path:
-            return httpx.Response(500, json={"message": "refused"})
+            return web.json_response({"message": "refused"}, status=500)
         if "/secrets/" in request.url.path:
             if request.method == "GET":
                 found = self.secret
-                return httpx.Response(200 if found else 404, json=found or {})
+                return web.json_response(found or {}, status=200 if found else 404)
             self.secret = json.loads(request.content)
-        return httpx.Response(200, json={})
+        return web.json_response({})
 
     def executor(self, platform: Platform = PLATFORM) -> Executor:
         return Executor(self.kubernetes(), self.coordinators(), platform)
@@ -400,7 +567,7 @@ async def test_a_rotation_takes_old_and_new_keys_for_a_while():
     assert cluster.secret["metadata"]["annotations"] == {names.ROTATE: "2", names.ROTATED_AT: ""}
 
 
-async def done(action: plans.Action, cluster: Cluster | None = None) -> list[httpx.Request]:
+async def done(action: plans.Action, cluster: Cluster | None = None) -> list[Asked]:
     cluster = cluster or Cluster()
     executor = cluster.executor(replace(PLATFORM, image="elasticmoe:2"))
     await executor.keep_children(spec(3), look(3, ranks=ranks(3, image="elasticmoe:1")))

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
-import httpx
+from aiohttp.abc import AbstractResolver
 
 from elasticmoe_operator import names
+from elasticmoe_operator.clients import http
 from elasticmoe_operator.core import observed
 from elasticmoe_operator.core.observed import Group
 
 LIMIT_S = 3.0
 """It answers from memory: what takes longer is away, and another group waits for its turn."""
+
+_KEEP_S = 4.0
+"""It closes a connection that is idle for 5 s: not while we send over it."""
 
 
 class CoordinatorError(Exception):
@@ -19,14 +24,17 @@ class CoordinatorError(Exception):
 
 
 class Coordinators:
-    """All coordinators, over one connection pool. http: closed by `close`."""
+    """All coordinators, over one connection pool, which `close` ends.
 
-    def __init__(self, http: httpx.AsyncClient | None = None) -> None:
-        self._http = http or httpx.AsyncClient(timeout=LIMIT_S, trust_env=False)
+    resolver: where their Services are, if not where DNS says.
+    """
+
+    def __init__(self, resolver: AbstractResolver | None = None) -> None:
+        self._http = http.Http(LIMIT_S, keep_s=_KEEP_S, resolver=resolver)
 
     async def close(self) -> None:
         """End all connections."""
-        await self._http.aclose()
+        await self._http.close()
 
     async def status(self, namespace: str, deployment: str) -> Group:
         """The group. Raises CoordinatorError."""
@@ -60,16 +68,18 @@ class Coordinators:
     ) -> dict[str, Any]:
         host = f"{names.coordinator(deployment)}.{namespace}.svc"
         url = f"http://{host}:{names.COORDINATOR_HTTP_PORT}{path}"
+        content = None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json"} | (headers or {}) if content else headers
         try:
-            answer = await self._http.request(method, url, json=body, headers=headers)
-        except httpx.HTTPError as error:
+            status, answer = await self._http.call(method, url, content=content, headers=headers)
+        except http.FAILURES as error:
             raise CoordinatorError(f"{host} does not answer ({type(error).__name__})") from None
         try:
-            found: dict[str, Any] = answer.json()
-            if not answer.is_success:
+            found: dict[str, Any] = json.loads(answer)
+            if not http.well(status):
                 raise CoordinatorError(found["error"]["message"])
             if not isinstance(found, dict):
                 raise TypeError
         except (ValueError, KeyError, TypeError):
-            raise CoordinatorError(f"{url} answered {answer.status_code}") from None
+            raise CoordinatorError(f"{url} answered {status}") from None
         return found

@@ -7,15 +7,19 @@ with a time limit. Objects are plain dicts, as the builders make them.
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Mapping
+import os
+import ssl
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import httpx
+from aiohttp.abc import AbstractResolver
 
 from elasticmoe_operator import names
+from elasticmoe_operator.clients import http
 
 LIMIT_S: Final = 10.0
+_KEEP_S: Final = 15.0
 _ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 _PLURALS: Final = {
@@ -42,37 +46,37 @@ class ApiError(Exception):
         self.status = status
 
 
-class _Token(httpx.Auth):
-    """A pod's own token, read at each call: the kubelet renews the file."""
-
-    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        token = (_ACCOUNT / "token").read_text().strip()
-        request.headers["Authorization"] = f"Bearer {token}"
-        yield request
-
-
 class Kubernetes:
-    """One API server. http: a client with base URL and credentials; closed by `close`."""
+    """One API server, over connections that `close` ends.
 
-    def __init__(self, http: httpx.AsyncClient) -> None:
-        self._http = http
+    url: without a path. token: a file, read at each call: the kubelet renews it. tls: who is
+    trusted. resolver: where the host is, if not where DNS says.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: Path | None = None,
+        tls: ssl.SSLContext | None = None,
+        resolver: AbstractResolver | None = None,
+    ) -> None:
+        self._url, self._token = url, token
+        self._http = http.Http(LIMIT_S, keep_s=_KEEP_S, tls=tls, resolver=resolver)
 
     @classmethod
     def in_cluster(cls) -> Kubernetes:
         """With the account of the pod that this runs in. Raises ApiError elsewhere."""
-        import os
-        import ssl
-
         host, port = (os.environ.get(f"KUBERNETES_SERVICE_{one}") for one in ("HOST", "PORT"))
         if not host or not (_ACCOUNT / "token").exists():
             raise ApiError("not in a pod with a service account: name a file with --kubeconfig")
         host = f"[{host}]" if ":" in host else host
         context = ssl.create_default_context(cafile=str(_ACCOUNT / "ca.crt"))
-        return cls(_client(f"https://{host}:{port}", verify=context, auth=_Token()))
+        return cls(f"https://{host}:{port}", token=_ACCOUNT / "token", tls=context)
 
     async def close(self) -> None:
         """End all connections."""
-        await self._http.aclose()
+        await self._http.close()
 
     async def get(self, kind: str, api_version: str, namespace: str, name: str) -> Object | None:
         """An object, None when there is none. Raises ApiError."""
@@ -151,28 +155,26 @@ class Kubernetes:
         params: Mapping[str, str] | None = None,
         missing: bool = False,
     ) -> Object | None:
-        content = None if body is None else json.dumps(body)
+        content = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": kind} if content is not None else {}
         try:
-            answer = await self._http.request(
-                method, path, content=content, headers=headers, params=params
+            if self._token is not None:
+                headers["Authorization"] = f"Bearer {self._token.read_text().strip()}"
+            status, answer = await self._http.call(
+                method, self._url + path, content=content, headers=headers, params=params
             )
-        except httpx.HTTPError as error:
-            raise ApiError(f"{method} {path}: {type(error).__name__} {error}".strip()) from None
-        if missing and answer.status_code == 404:
+        except http.FAILURES as error:
+            said = " ".join(f"{type(error).__name__} {error}".split())
+            raise ApiError(f"{method} {path}: {said}") from None
+        if missing and status == 404:
             return None
-        if not answer.is_success:
-            raise ApiError(f"{method} {path}: {_message(answer)}", answer.status_code)
+        if not http.well(status):
+            raise ApiError(f"{method} {path}: {_message(status, answer)}", status)
         try:
-            found: Object = answer.json()
+            found: Object = json.loads(answer)
         except ValueError:
-            line = f"{method} {path}: the answer is no JSON"
-            raise ApiError(line, answer.status_code) from None
+            raise ApiError(f"{method} {path}: the answer is no JSON", status) from None
         return found
-
-
-def _client(base_url: str, **options: Any) -> httpx.AsyncClient:
-    return httpx.AsyncClient(base_url=base_url, timeout=LIMIT_S, trust_env=False, **options)
 
 
 def _path(api_version: str, kind: str, namespace: str, name: str) -> str:
@@ -180,8 +182,8 @@ def _path(api_version: str, kind: str, namespace: str, name: str) -> str:
     return f"{root}/namespaces/{namespace}/{_PLURALS[kind]}/{name}"
 
 
-def _message(answer: httpx.Response) -> str:
+def _message(status: int, answer: bytes) -> str:
     try:
-        return str(answer.json()["message"])
+        return str(json.loads(answer)["message"])
     except (ValueError, KeyError, TypeError):
-        return f"HTTP {answer.status_code}"
+        return f"HTTP {status}"
