@@ -25,6 +25,7 @@ MAY_NOT = [
     "create pods/exec",
     "create pods/portforward",
     "get pods/log",
+    "impersonate users",
     "create pods/ephemeralcontainers",
     "create serviceaccounts/token",
     "impersonate serviceaccounts",
