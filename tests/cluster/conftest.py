@@ -98,6 +98,12 @@ def _maker(namespace: str) -> Callable[..., Group]:
 
 
 @pytest.fixture(scope="module")
+def shared(shared_namespace: str) -> Callable[..., Group]:
+    """The same for a group that a file's tests share."""
+    return _maker(shared_namespace)
+
+
+@pytest.fixture(scope="module")
 def shared_group(shared_namespace: str) -> Group:
     """One group for all tests of a file: they leave it with two ranks."""
     made: Group = _maker(shared_namespace)("moe")

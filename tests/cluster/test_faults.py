@@ -13,7 +13,6 @@ from support.cluster import (
     eventually,
     kubectl,
     operator_pod,
-    operator_ready,
     signal_processes,
 )
 
