@@ -1,4 +1,4 @@
-"""Parts that are killed or frozen at any time: the group ends right, by itself."""
+"""Parts that are killed or stand still: the group ends right, by itself."""
 
 from __future__ import annotations
 
@@ -8,25 +8,14 @@ from contextlib import contextmanager
 
 import pytest
 from support.cluster import (
-    SYSTEM,
     Group,
     eventually,
-    kubectl,
     operator_pod,
     signal_processes,
 )
 
 SLOW = {"SIM_PREPARE_S": "4", "SIM_COMMIT_S": "1"}
 FROZEN_S = 10.0
-
-
-def delete_operator() -> None:
-    kubectl("-n", SYSTEM, "delete", "pod", operator_pod()["metadata"]["name"], "--wait=false")
-
-
-def delete_coordinator(group: Group) -> None:
-    name = group.coordinator_pod()["metadata"]["name"]
-    group.kubectl("delete", "pod", name, "--wait=false")
 
 
 @contextmanager
@@ -42,47 +31,6 @@ def frozen(*what: tuple[dict[str, object], str, str]) -> Iterator[None]:
     finally:
         for one in what:
             signal_processes(*one, "CONT")
-
-
-@pytest.mark.parametrize("phase", ["CreatePods", "prepare", "commit"])
-@pytest.mark.parametrize("part", ["operator", "coordinator"])
-def test_control_plane_deleted_while_it_grows(
-    group: Callable[..., Group], part: str, phase: str
-) -> None:
-    moe = group(env=SLOW)
-    before = moe.uids()
-    with moe.traffic() as users:
-        moe.scale(3)
-        moe.phase(phase)
-        if part == "operator":
-            delete_operator()
-        else:
-            delete_coordinator(moe)
-        moe.settled(3, limit=120)
-        users.progress(5)
-        result = users.stop()
-    assert result.failed == 0, result.errors
-    uids = moe.uids()
-    assert {name: uids[name] for name in before} == before
-    assert moe.restarts() == 0
-    assert moe.status()["engineGeneration"] == 1
-
-
-@pytest.mark.parametrize("part", ["operator", "coordinator"])
-def test_control_plane_deleted_while_it_shrinks(group: Callable[..., Group], part: str) -> None:
-    moe = group(replicas=3, env=SLOW)
-    with moe.traffic() as users:
-        moe.scale(2)
-        moe.phase("lame_duck", "prepare")
-        if part == "operator":
-            delete_operator()
-        else:
-            delete_coordinator(moe)
-        moe.settled(2, limit=120)
-        users.progress(5)
-        result = users.stop()
-    assert result.failed == 0, result.errors
-    assert moe.status()["engineGeneration"] == 1
 
 
 def test_frozen_control_plane_cuts_no_stream(group: Callable[..., Group]) -> None:
@@ -115,19 +63,6 @@ def test_each_sidecar_killed(group: Callable[..., Group]) -> None:
     assert result.failed == 0, result.errors
     assert moe.restarts() == 0
     assert moe.status()["engineGeneration"] == 1
-
-
-@pytest.mark.parametrize("ordinal", [0, 1])
-def test_a_rank_deleted_gracefully_comes_back(group: Callable[..., Group], ordinal: int) -> None:
-    moe = group(replicas=3)
-    before = moe.uids()
-    moe.kubectl("delete", "pod", f"moe-{ordinal}", "--wait=false")
-    name = f"moe-{ordinal}"
-    eventually(lambda: moe.uids().get(name) not in (None, before[name]), 60, "another pod")
-    moe.settled(3, limit=120)
-    after = moe.uids()
-    assert {one for one in before if before[one] == after[one]} == set(before) - {name}
-    assert moe.restarts() == 0
 
 
 @pytest.mark.parametrize("ordinal", [0, 2])
