@@ -74,8 +74,8 @@ def test_a_rank_that_is_gone_at_once_is_recovered(
     name = f"moe-{ordinal}"
     moe.kubectl("delete", "pod", name, "--force", "--grace-period=0")
     eventually(lambda: moe.uids().get(name) not in (None, before[name]), 60, "another pod")
+    eventually(lambda: moe.status()["engineGeneration"] > 1, 60, "a recovery")
     moe.settled(3, limit=120)
-    assert moe.status()["engineGeneration"] > 1
     with moe.traffic() as users:
         users.progress(10)
         assert users.stop().failed == 0

@@ -619,3 +619,9 @@ def test_any_template_makes_a_pod_without_duplicates(
     assert {each["name"] for each in mine["env"]} == kept
     assert labels.items() <= found["metadata"]["labels"].items()
     assert json.loads(json.dumps(found)) == found
+
+
+def test_the_revision_is_the_one_that_running_groups_have_on_them():
+    """Computed in another way, it would restart every group when the operator is upgraded."""
+    found = spec()
+    assert (found.revision, found.pod_revision) == ("bfb965e768", "e2b8c57ea5")
