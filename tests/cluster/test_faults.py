@@ -16,6 +16,11 @@ from support.cluster import (
 
 SLOW = {"SIM_PREPARE_S": "4", "SIM_COMMIT_S": "1"}
 FROZEN_S = 10.0
+KILL_ENGINE = """
+import json, os, signal, urllib.request
+state = json.load(urllib.request.urlopen("http://127.0.0.1:7412/state"))
+os.kill(state["engine"]["pid"], signal.SIGKILL)
+"""
 
 
 @contextmanager
@@ -92,7 +97,7 @@ def test_a_joiner_deleted_while_it_joins(group: Callable[..., Group]) -> None:
 def test_an_engine_that_dies_is_recovered_in_its_pod(group: Callable[..., Group]) -> None:
     moe = group()
     before = moe.uids()
-    signal_processes(moe.pods()["moe-1"], "engine", "EngineCore", "KILL")
+    moe.kubectl("exec", "moe-1", "-c", "engine", "--", "python3", "-c", KILL_ENGINE)
     eventually(lambda: moe.coordinated()["generation"] > 1, 60, "a recovery")
     moe.settled(2)
     assert moe.uids() == before
