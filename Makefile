@@ -30,7 +30,7 @@ lint: setup  ## ruff, mypy strict, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy benchmarks/*.py benchmarks/gpu/*.py
+	$(BIN)/mypy benchmarks/*.py benchmarks/gpu/*.py benchmarks/kubernetes/*.py
 	$(BIN)/lint-imports
 
 test: lint vllm-cpu  ## every test: unit, component, contract, real vLLM, in a Kubernetes cluster
