@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
+import subprocess
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.cluster import SYSTEM, Group, kubectl, manifest
+from support.cluster import SYSTEM, Group, KubectlError, kubectl, manifest
 from support.release import install
 
 HERE = Path(__file__).parent
@@ -24,6 +24,45 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.timeout(300))
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, Any, Any]:
+    """A failure is shown with what was in the test's namespaces then."""
+    report: Any = yield
+    if report.failed and call.when != "teardown":
+        given = getattr(item, "funcargs", {})
+        names = {one.namespace for one in given.values() if isinstance(one, Group)}
+        names |= {given[one] for one in ("namespace", "shared_namespace") if one in given}
+        report.sections += [(f"namespace {one}", describe(one)) for one in sorted(names)]
+    return report
+
+
+def describe(namespace: str) -> str:
+    """What there is, for whoever reads the failure."""
+    lines = []
+    component = "app.kubernetes.io/component"
+    operator = "app.kubernetes.io/name=elasticmoe-operator"
+    looks = (
+        ("-n", namespace, "get", "pods", "-o", "wide"),
+        ("-n", namespace, "get", "emoe", "-o", "yaml"),
+        ("-n", namespace, "get", "events", "--sort-by=.lastTimestamp"),
+        ("-n", namespace, "logs", "-l", f"{component}=coordinator", "--tail=80"),
+        *(
+            ("-n", namespace, "logs", "-l", f"{component}=rank", "-c", one, "--prefix", "--tail=30")
+            for one in ("elasticmoe-sidecar", "engine")
+        ),
+        ("-n", SYSTEM, "logs", "-l", operator, "--tail=80"),
+    )
+    for words in looks:
+        lines.append(f"$ kubectl {' '.join(words)}")
+        try:
+            lines.append(kubectl(*words))
+        except (KubectlError, subprocess.TimeoutExpired) as error:
+            lines.append(str(error))
+    return "\n".join(lines)
+
+
 @pytest.fixture(scope="session")
 def chart() -> None:
     """The operator, in all namespaces. Only in a cluster that is there for tests."""
@@ -33,46 +72,28 @@ def chart() -> None:
 
 
 @pytest.fixture
-def namespace(chart: None, request: pytest.FixtureRequest) -> Iterator[str]:
-    """A namespace that enforces Pod Security *restricted*; what was in it is printed on failure."""
-    yield from _namespace(request)
+def namespace(chart: None) -> Iterator[str]:
+    """A namespace that enforces Pod Security *restricted*."""
+    yield from _namespace()
 
 
 @pytest.fixture(scope="module")
-def shared_namespace(chart: None, request: pytest.FixtureRequest) -> Iterator[str]:
+def shared_namespace(chart: None) -> Iterator[str]:
     """The same for all tests of a file."""
-    yield from _namespace(request)
+    yield from _namespace()
 
 
-def _namespace(request: pytest.FixtureRequest) -> Iterator[str]:
+def _namespace() -> Iterator[str]:
     name = f"test-{uuid.uuid4().hex[:8]}"
-    failed = request.session.testsfailed
     kubectl("create", "namespace", name)
     try:
         kubectl("label", "namespace", name, RESTRICTED)
         yield name
     finally:
-        if request.session.testsfailed > failed:
-            describe(name)
         kubectl("-n", name, "delete", "emoe", "--all", "--wait=false")
         # Nobody has to wait for requests of a test that is over.
         kubectl("-n", name, "delete", "pods", "--all", "--force", "--grace-period=0")
         kubectl("delete", "namespace", name, "--timeout=90s", limit=100)
-
-
-def describe(namespace: str) -> None:
-    """Print what there is, for whoever reads the failure."""
-    looks = (
-        ("get", "pods", "-o", "wide"),
-        ("get", "emoe", "-o", "yaml"),
-        ("get", "events", "--sort-by=.lastTimestamp"),
-    )
-    for words in looks:
-        print(kubectl("-n", namespace, *words), file=sys.stderr)
-    labels = ("-l", "app.kubernetes.io/component=coordinator", "--tail=80")
-    print(kubectl("-n", namespace, "logs", *labels), file=sys.stderr)
-    operator = ("-l", "app.kubernetes.io/name=elasticmoe-operator", "--tail=80")
-    print(kubectl("-n", SYSTEM, "logs", *operator), file=sys.stderr)
 
 
 @pytest.fixture
