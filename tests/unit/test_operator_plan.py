@@ -723,6 +723,18 @@ def test_labels_stay_while_the_group_is_unknown():
     assert plan(spec(3), look(3, group=learning()), None).actions == ()
 
 
+@pytest.mark.parametrize(
+    "others",
+    [(), (instance(1, state="lost", active=False, registered=False),)],
+    ids=["not known yet", "not heard"],
+)
+def test_the_label_stays_on_a_ready_pod_that_the_coordinator_does_not_hear(others: Any):
+    heard = group(2, instances=(instance(0), *others))
+    assert plan(spec(2), look(2, group=heard), None).actions == ()
+    unready = look(2, group=heard, pods=(pod(0), pod(1, ready=False)))
+    assert LabelPod(name="moe-1", uid="uid-1", active=False) in plan(spec(2), unready, None).actions
+
+
 @pytest.mark.parametrize("deleted", [False, True], ids=["kept", "deleted"])
 @pytest.mark.parametrize("evicted", [False, True])
 @pytest.mark.parametrize("silent", [False, True])

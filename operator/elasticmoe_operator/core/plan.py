@@ -491,6 +491,9 @@ class _Planner:
         for pod in self.observed.pods:
             instance = self._instance(group, pod)
             active = instance is not None and instance.active
+            silent = instance is None or not instance.registered
+            if silent and pod.ready:
+                continue  # it serves as it did, whatever keeps it from being heard
             if active != pod.active and not pod.deleting:
                 found.append(LabelPod(name=pod.name, uid=pod.uid, active=active))
         return found
