@@ -53,6 +53,41 @@ def test_frozen_control_plane_cuts_no_stream(group: Callable[..., Group]) -> Non
     assert moe.status()["engineGeneration"] == 1
 
 
+def test_nobody_notices_when_all_beside_the_engines_stands_still(
+    group: Callable[..., Group],
+) -> None:
+    moe = group()
+    sidecars = [(one, "elasticmoe-sidecar", "sidecar") for one in moe.pods().values()]
+    coordinator = (moe.coordinator_pod(), "coordinator", "elasticmoe")
+    with moe.traffic() as users:
+        with frozen((operator_pod(), "operator", "elasticmoe"), coordinator, *sidecars):
+            users.progress(20)
+        moe.scale(3)
+        moe.settled(3, limit=120)
+        result = users.stop()
+    assert result.failed == 0, result.errors
+    assert moe.restarts() == 0
+    assert moe.status()["engineGeneration"] == 1
+
+
+def test_a_rank_whose_sidecar_is_silent_stays_active(group: Callable[..., Group]) -> None:
+    moe = group()
+    with moe.traffic() as users:
+        with frozen((moe.pods()["moe-1"], "elasticmoe-sidecar", "sidecar")):
+            eventually(lambda: moe.coordinated()["reason"] == "RanksSuspect", 6, "RanksSuspect")
+            moe.kubectl("annotate", "emoe", "moe", "test=look-now")
+            eventually(lambda: moe.reason("Degraded") == "True/RanksSuspect", 5, "Degraded")
+            users.progress(5)
+            labels = [one["metadata"]["labels"] for one in moe.pods().values()]
+            assert [one.get("elasticmoe.io/active") for one in labels] == ["true", "true"]
+            assert moe.status()["readyReplicas"] == 2
+        moe.settled(2)
+        result = users.stop()
+    assert result.failed == 0, result.errors
+    assert moe.reason("Degraded") == "False/Healthy"
+    assert moe.status()["engineGeneration"] == 1
+
+
 def test_each_sidecar_killed(group: Callable[..., Group]) -> None:
     moe = group()
     with moe.traffic() as users:

@@ -292,8 +292,16 @@ class Traffic:
         if self._thread.is_alive() and self._over is not None:
             self._loop.call_soon_threadsafe(self._over.set)
             self._thread.join(60)
-            assert not self._thread.is_alive(), "requests hang"
+            assert not self._thread.is_alive(), f"requests hang:\n{self._connections()}"
         return self.result
+
+    def _connections(self) -> str:
+        """How the users' connections stand, as the kernel of this side sees it."""
+        address = self._url.removeprefix("http://").partition(":")[0]
+        words = ["ss", "--tcp", "--numeric", "--options", "dst", address]
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            return subprocess.run(words, capture_output=True, text=True, timeout=10).stdout
+        return "no ss"
 
     def _run(self) -> None:
         self._loop.run_until_complete(self._users())
