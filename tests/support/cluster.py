@@ -85,7 +85,8 @@ def manifest(name: str, **spec: Any) -> Object:
             "replicas": 2,
             "minReplicas": 2,
             "maxReplicas": 4,
-            "scaling": {"lameDuckSeconds": 2, "drainTimeoutSeconds": 30},
+            # As long as kube-proxy may need on a busy machine to send nothing more to a rank.
+            "scaling": {"lameDuckSeconds": 4, "drainTimeoutSeconds": 30},
             "recovery": {"replacementSeconds": 20, "stallSeconds": 8},
             "template": {
                 "metadata": {
