@@ -277,15 +277,7 @@ class _Demo:
                 f"{one.commit_s:.2f}",
             )
         self._console.print(table)
-        colour = "red" if report.failed else "green"
-        self._console.print(
-            f"[{colour}]{report.requests} requests, {report.failed} failed[/]; longest gap in a "
-            f"stream {report.longest_gap_s:.2f} s; {report.output_mismatches} of "
-            f"{report.comparisons} log-probability comparisons differ (largest difference "
-            f"{report.largest_difference:.4f})"
-        )
-        for error, count in report.errors.items():
-            self._console.print(f"  {count} × {error}", style="red", markup=False)
+        live.print_totals(self._console, report)
         if report.recovery:
             recovery = report.recovery
             self._console.print(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -25,6 +25,31 @@ _COLOURS = {"Serving": "green", "Failed": "red", "Waiting": "yellow", "Learning"
 _STATES = {"active": "green", "standby": "cyan", "lost": "red", "exited": "red"}
 
 Show = Callable[[RenderableType], None]
+
+
+class Totals(Protocol):
+    """What the users of a demo saw, of any report."""
+
+    requests: int
+    failed: int
+    longest_gap_s: float
+    output_mismatches: int
+    comparisons: int
+    largest_difference: float
+    errors: dict[str, int]
+
+
+def print_totals(console: Console, report: Totals) -> None:
+    """A demo's last line, and what failed."""
+    colour = "red" if report.failed else "green"
+    console.print(
+        f"[{colour}]{report.requests} requests, {report.failed} failed[/]; longest gap in a "
+        f"stream {report.longest_gap_s:.2f} s; {report.output_mismatches} of "
+        f"{report.comparisons} log-probability comparisons differ (largest difference "
+        f"{report.largest_difference:.4f})"
+    )
+    for error, count in report.errors.items():
+        console.print(f"  {count} × {error}", style="red", markup=False)
 
 
 @contextmanager
