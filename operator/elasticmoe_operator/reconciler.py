@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from elasticmoe_operator import metrics, names
+from elasticmoe_operator.builders.rank import grace_s
 from elasticmoe_operator.clients.coordinator import CoordinatorError, Coordinators
 from elasticmoe_operator.clients.kubernetes import ApiError, Kubernetes
 from elasticmoe_operator.core import conditions, status
@@ -218,9 +219,7 @@ class Reconciler:
         if not spec.deleting:
             return False
         self._deleted_at = self._deleted_at or self._clock()
-        grace = spec.template.get("spec", {}).get("terminationGracePeriodSeconds") or 0
-        limit = max(int(grace), spec.scaling.drain_timeout) + 150 + SPARE_S
-        late = self._clock() - self._deleted_at > limit
+        late = self._clock() - self._deleted_at > grace_s(spec) + SPARE_S
         return late or (observed.ranks is None and not observed.pods)
 
     @staticmethod

@@ -491,8 +491,7 @@ class _Planner:
         for pod in self.observed.pods:
             instance = self._instance(group, pod)
             active = instance is not None and instance.active
-            silent = instance is None or not instance.registered
-            if silent and pod.ready:
+            if pod.ready and self._silent(group, pod):
                 continue  # it serves as it did, whatever keeps it from being heard
             if active != pod.active and not pod.deleting:
                 found.append(LabelPod(name=pod.name, uid=pod.uid, active=active))
@@ -500,13 +499,11 @@ class _Planner:
 
     def _forgotten(self, group: Group) -> list[Action]:
         """Pods that were evicted from a node that is gone stay for ever if nobody removes them."""
-        found: list[Action] = []
-        for pod in self.observed.pods:
-            instance = self._instance(group, pod)
-            silent = instance is None or not instance.registered
-            if pod.deleting and pod.evicted and silent:
-                found.append(ForgetPod(name=pod.name, uid=pod.uid))
-        return found
+        return [
+            ForgetPod(name=pod.name, uid=pod.uid)
+            for pod in self.observed.pods
+            if pod.deleting and pod.evicted and self._silent(group, pod)
+        ]
 
     # --- questions -------------------------------------------------------------------------------
 
@@ -515,6 +512,11 @@ class _Planner:
         """The pod as the coordinator knows it, if it is this one and not an earlier one."""
         found = group.instance(pod.name)
         return found if found is not None and found.uid in (pod.uid, "") else None
+
+    def _silent(self, group: Group, pod: Pod) -> bool:
+        """The coordinator does not hear this pod's sidecar."""
+        instance = self._instance(group, pod)
+        return instance is None or not instance.registered
 
     def _old_pods(self) -> bool:
         """There are pods of another template: a StatefulSet was deleted without its pods."""
@@ -528,8 +530,14 @@ class _Planner:
         return any(one.active and one.command not in wanted for one in every)
 
     def _serves_unseen(self) -> bool:
-        """Ranks serve and no coordinator could have them leave in order."""
-        return self.group is None and any(one.ready for one in self.observed.pods)
+        """Ranks serve, or did when last heard of; no coordinator could have them leave in order.
+
+        One that is learning who is there will know in seconds.
+        """
+        if self.group is not None:
+            return False
+        learning = self.observed.group is not None
+        return learning or any(one.ready or one.active for one in self.observed.pods)
 
     def _joiners(self, size: int) -> list[Pod]:
         """Pods that could be ranks of this size now."""

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from elasticmoe_operator.names import ENGINE_CONTAINER, LAUNCHER_OPTIONS, ROTATE
@@ -143,7 +144,7 @@ class Spec:
         annotations = self.template.get("metadata", {}).get("annotations") or {}
         return str(annotations.get(LAUNCHER_OPTIONS, "")).split()
 
-    @property
+    @cached_property
     def revision(self) -> str:
         """A short hash of what running engines depend on: to change it is to restart the group.
 
@@ -152,7 +153,7 @@ class Spec:
         """
         return _hash([self.pod_revision, self.engine_words])
 
-    @property
+    @cached_property
     def pod_revision(self) -> str:
         """The same of all that takes new pods to change: everything but the engine's arguments.
 
