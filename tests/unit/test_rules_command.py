@@ -181,6 +181,22 @@ def test_a_command_that_comes_between_decision_and_start_is_never_mixed_in():
             assert len(commands(world)) == 1
 
 
+@pytest.mark.parametrize("steps", range(12))
+def test_a_restarted_coordinator_mixes_no_commands(steps: int):
+    """One engine has begun; the pod of another one is replaced and reads a newer file."""
+    world = with_commands(2)
+    world.kill_engine("h0")
+    until_phase(world, "recover", "start")
+    world.run(steps * 0.5)
+    world.write_command("b", "h0")
+    world.replace_host("h0")
+    world.restart_coordinator()
+    world.run(2)
+    world.write_command("b")
+    until(world, lambda: world.serving(2), 200)
+    assert not world.broken, story(world)
+
+
 def test_another_model_with_more_experts_than_slots_is_not_started():
     world = group(2)
     for host in world.hosts.values():

@@ -74,6 +74,9 @@ def failure(view: View) -> str:
             return f"{member.instance} (rank {member.rank}): {reason}"
         if error := changed(view, member):
             return error
+    # A restarted coordinator does not know what it told those that have begun.
+    if error := mismatch(view, view.book.names):
+        return error
     if view.waited() > view.config.start_limit:
         late = [m.instance for m in view.book.record.members if not view.up(m)]
         return f"{', '.join(late)} not up after {view.config.start_limit:g} s: see the engine's log"
