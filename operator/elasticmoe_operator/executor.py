@@ -24,9 +24,8 @@ from elasticmoe_operator.builders import (
 from elasticmoe_operator.builders.common import Manifest, Platform
 from elasticmoe_operator.clients.coordinator import Coordinators
 from elasticmoe_operator.clients.kubernetes import Kubernetes
-from elasticmoe_operator.core import plan as plans
+from elasticmoe_operator.core import actions
 from elasticmoe_operator.core.observed import Observed
-from elasticmoe_operator.core.plan import Action
 from elasticmoe_operator.core.spec import Spec
 
 OVERLAP_S = 180.0
@@ -77,38 +76,38 @@ class Executor:
         """The child was changed by somebody else or is gone: apply it again."""
         self._applied.pop((kind, name), None)
 
-    async def do(self, spec: Spec, action: Action) -> None:
+    async def do(self, spec: Spec, action: actions.Action) -> None:
         """One action. Raises ApiError, CoordinatorError, SpecError."""
         kubernetes, where = self._kubernetes, spec.namespace
         patch: Mapping[str, Any]
         match action:
-            case plans.ApplyRanks(replicas=replicas, same_pods=same_pods):
+            case actions.ApplyRanks(replicas=replicas, same_pods=same_pods):
                 image = self._image if same_pods else self._platform.image
                 await kubernetes.apply(command.build(spec))
                 await kubernetes.apply(
                     statefulset.build(spec, self._platform, image=image, replicas=replicas)
                 )
-            case plans.ApplyCommand():
+            case actions.ApplyCommand():
                 await self._keep(command.build(spec))
-            case plans.NudgePod(name=name, uid=uid, command=revision):
+            case actions.NudgePod(name=name, uid=uid, command=revision):
                 patch = {"metadata": {"uid": uid, "annotations": {names.COMMAND: revision}}}
                 await kubernetes.merge("Pod", "v1", where, name, patch)
-            case plans.RestartGroup(operation_id=operation_id):
+            case actions.RestartGroup(operation_id=operation_id):
                 await self._coordinators.restart(where, spec.name, self._token, operation_id)
-            case plans.ScaleRanks(replicas=replicas):
+            case actions.ScaleRanks(replicas=replicas):
                 patch = {"spec": {"replicas": replicas}}
                 await kubernetes.merge("StatefulSet", "apps/v1", where, spec.name, patch)
-            case plans.SetTarget(operation_id=operation_id, size=size):
+            case actions.SetTarget(operation_id=operation_id, size=size):
                 await self._coordinators.set_target(
                     where, spec.name, self._token, operation_id, size
                 )
-            case plans.LabelPod(name=name, uid=uid, active=active):
+            case actions.LabelPod(name=name, uid=uid, active=active):
                 value = "true" if active else None
                 patch = {"metadata": {"uid": uid, "labels": {names.ACTIVE: value}}}
                 await kubernetes.merge("Pod", "v1", where, name, patch)
-            case plans.ForgetPod(name=name, uid=uid):
+            case actions.ForgetPod(name=name, uid=uid):
                 await kubernetes.delete("Pod", "v1", where, name, uid=uid, grace_s=0)
-            case plans.DeleteRanks():
+            case actions.DeleteRanks():
                 await kubernetes.delete("StatefulSet", "apps/v1", where, spec.name)
 
     async def _keep(self, *manifests: Manifest) -> None:

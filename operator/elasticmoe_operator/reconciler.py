@@ -12,7 +12,7 @@ from elasticmoe_operator import metrics, names
 from elasticmoe_operator.builders.rank import grace_s
 from elasticmoe_operator.clients.coordinator import CoordinatorError, Coordinators
 from elasticmoe_operator.clients.kubernetes import ApiError, Kubernetes
-from elasticmoe_operator.core import conditions, status
+from elasticmoe_operator.core import actions, conditions, status
 from elasticmoe_operator.core import plan as plans
 from elasticmoe_operator.core.observed import Group, Observed, Pod, Problem, Ranks
 from elasticmoe_operator.core.spec import Spec, SpecError, read
@@ -142,7 +142,7 @@ class Reconciler:
         plan = plans.plan(spec, observed, operation, history)
         fresh = status.build(spec, observed, plan, self._written)
         events = self._changes(self._written, fresh, plan, operation)
-        made = any(isinstance(one, plans.ApplyRanks) for one in plan.actions)
+        made = any(isinstance(one, actions.ApplyRanks) for one in plan.actions)
         if made and spec.replaced_probes:
             events.append(Event(reason="ProbesReplaced", message=_probes_line(spec)))
         await self._write(spec.namespace, spec.name, fresh)

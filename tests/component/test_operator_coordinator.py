@@ -16,8 +16,8 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from elasticmoe_coordinator import http
 from elasticmoe_coordinator.metrics import Metrics
 from elasticmoe_operator.clients.coordinator import CoordinatorError, Coordinators
+from elasticmoe_operator.core import actions, status
 from elasticmoe_operator.core import plan as plans
-from elasticmoe_operator.core import status
 from elasticmoe_operator.core.observed import Group, Observed, Pod
 from elasticmoe_operator.core.spec import Spec
 from elasticmoe_protocol import keys
@@ -196,9 +196,9 @@ class Operator:
         )
         self.written = {**self.written, **status.build(one, seen, plan, self.written)}
         for action in plan.actions:
-            if isinstance(action, plans.SetTarget):
+            if isinstance(action, actions.SetTarget):
                 await self.api.target(action.size, action.operation_id)
-            elif isinstance(action, plans.ScaleRanks):
+            elif isinstance(action, actions.ScaleRanks):
                 held = [
                     found.name
                     for found in group.instances
@@ -206,12 +206,12 @@ class Operator:
                 ]
                 self.lowered.append((action.replicas, held))
                 self.ranks = replace(self.ranks, replicas=action.replicas)
-            elif isinstance(action, plans.NudgePod):
+            elif isinstance(action, actions.NudgePod):
                 self.nudged[action.name] = action.command
                 self.api.world.write_command(one.revision, action.name)
-            elif isinstance(action, plans.RestartGroup):
+            elif isinstance(action, actions.RestartGroup):
                 await self.api.client.restart("ns", "moe", self.api.token, action.operation_id)
-            elif isinstance(action, plans.ApplyRanks):
+            elif isinstance(action, actions.ApplyRanks):
                 self.ranks = ranks(action.replicas, one)
 
     async def until(self, one: Spec, size: int) -> bool:

@@ -13,9 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from elasticmoe_operator.core import actions, status
 from elasticmoe_operator.core import observed as seen
-from elasticmoe_operator.core import plan as plans
-from elasticmoe_operator.core import status
 from elasticmoe_operator.core.observed import (
     Group,
     GroupOperation,
@@ -699,19 +698,19 @@ class World:
                 self.restart_operator()
                 return
 
-    def _do(self, action: plans.Action) -> None:
+    def _do(self, action: actions.Action) -> None:
         here = {one.name: one for one in self.pods.values()}
         match action:
-            case plans.ApplyRanks(replicas=replicas):
+            case actions.ApplyRanks(replicas=replicas):
                 self.ranks = ranks(replicas, self.spec)
                 self.command = self.spec.revision
                 self.say(f"StatefulSet of {replicas} at {self.spec.revision}")
-            case plans.ApplyCommand():
+            case actions.ApplyCommand():
                 self.command = self.spec.revision
-            case plans.NudgePod(name=name, uid=uid, command=command):
+            case actions.NudgePod(name=name, uid=uid, command=command):
                 if name in here and here[name].uid == uid:
                     here[name].nudged, here[name].next_command = command, self.command
-            case plans.ScaleRanks(replicas=replicas):
+            case actions.ScaleRanks(replicas=replicas):
                 assert self.ranks is not None
                 known = self._there and self.now >= self.learning_until
                 if replicas < self.ranks.replicas and not known and self.members:
@@ -721,19 +720,19 @@ class World:
                         self.breaks(f"promise 1: {one.name} is removed and has a rank")
                 self.ranks = replace(self.ranks, replicas=replicas)
                 self.say(f"replicas {replicas}")
-            case plans.RestartGroup(operation_id=operation_id):
+            case actions.RestartGroup(operation_id=operation_id):
                 self.restart_group(operation_id)
-            case plans.SetTarget(operation_id=operation_id, size=size):
+            case actions.SetTarget(operation_id=operation_id, size=size):
                 self.set_target(operation_id, size)
-            case plans.LabelPod(name=name, uid=uid, active=active):
+            case actions.LabelPod(name=name, uid=uid, active=active):
                 if name in here and here[name].uid == uid:
                     here[name].label = active
-            case plans.ForgetPod(name=name, uid=uid):
+            case actions.ForgetPod(name=name, uid=uid):
                 if name in here and here[name].uid == uid:
                     if not here[name].lost:
                         self.breaks(f"promise 1: {name} is forgotten and its node is there")
                     del self.pods[here[name].ordinal]
-            case plans.DeleteRanks():
+            case actions.DeleteRanks():
                 self.ranks = None
 
 

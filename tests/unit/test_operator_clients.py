@@ -19,7 +19,7 @@ from elasticmoe_operator.builders.common import Platform
 from elasticmoe_operator.clients import coordinator, kubernetes
 from elasticmoe_operator.clients.coordinator import CoordinatorError, Coordinators
 from elasticmoe_operator.clients.kubernetes import ApiError, Kubernetes
-from elasticmoe_operator.core import plan as plans
+from elasticmoe_operator.core import actions
 from elasticmoe_operator.core.observed import Observed
 from elasticmoe_operator.executor import AGAIN_S, OVERLAP_S, Executor
 from elasticmoe_operator.settings import Settings
@@ -543,7 +543,7 @@ async def test_the_token_of_the_secret_is_sent():
     cluster = Cluster()
     executor = cluster.executor()
     await executor.keep_children(spec(3), look(3))
-    await executor.do(spec(3), plans.SetTarget(operation_id="op", size=4))
+    await executor.do(spec(3), actions.SetTarget(operation_id="op", size=4))
     token = cluster.files[keys.TOKEN_FILE].strip()
     assert cluster.last.headers["Authorization"] == f"Bearer {token}"
 
@@ -567,7 +567,7 @@ async def test_a_rotation_takes_old_and_new_keys_for_a_while():
     assert cluster.secret["metadata"]["annotations"] == {names.ROTATE: "2", names.ROTATED_AT: ""}
 
 
-async def done(action: plans.Action, cluster: Cluster | None = None) -> list[Asked]:
+async def done(action: actions.Action, cluster: Cluster | None = None) -> list[Asked]:
     cluster = cluster or Cluster()
     executor = cluster.executor(replace(PLATFORM, image="elasticmoe:2"))
     await executor.keep_children(spec(3), look(3, ranks=ranks(3, image="elasticmoe:1")))
@@ -580,7 +580,7 @@ async def done(action: plans.Action, cluster: Cluster | None = None) -> list[Ask
 async def test_a_new_stateful_set_has_the_newest_image_unless_its_pods_go_on(
     same: bool, image: str
 ):
-    command, applied = await done(plans.ApplyRanks(replicas=4, same_pods=same))
+    command, applied = await done(actions.ApplyRanks(replicas=4, same_pods=same))
     assert command.url.path.endswith("/configmaps/moe-command")
     body = json.loads(applied.content)
     assert (body["kind"], body["spec"]["replicas"]) == ("StatefulSet", 4)
@@ -589,24 +589,24 @@ async def test_a_new_stateful_set_has_the_newest_image_unless_its_pods_go_on(
     assert {one["image"] for one in inits} == {image}
 
 
-PATCHES: dict[str, tuple[plans.Action, str, Any]] = {
+PATCHES: dict[str, tuple[actions.Action, str, Any]] = {
     "scale": (
-        plans.ScaleRanks(replicas=2),
+        actions.ScaleRanks(replicas=2),
         "/apis/apps/v1/namespaces/ns/statefulsets/moe",
         {"spec": {"replicas": 2}},
     ),
     "label": (
-        plans.LabelPod(name="moe-1", uid="u", active=True),
+        actions.LabelPod(name="moe-1", uid="u", active=True),
         "/api/v1/namespaces/ns/pods/moe-1",
         {"metadata": {"uid": "u", "labels": {names.ACTIVE: "true"}}},
     ),
     "unlabel": (
-        plans.LabelPod(name="moe-1", uid="u", active=False),
+        actions.LabelPod(name="moe-1", uid="u", active=False),
         "/api/v1/namespaces/ns/pods/moe-1",
         {"metadata": {"uid": "u", "labels": {names.ACTIVE: None}}},
     ),
     "nudge": (
-        plans.NudgePod(name="moe-1", uid="u", command="r"),
+        actions.NudgePod(name="moe-1", uid="u", command="r"),
         "/api/v1/namespaces/ns/pods/moe-1",
         {"metadata": {"uid": "u", "annotations": {names.COMMAND: "r"}}},
     ),
@@ -621,7 +621,7 @@ async def test_what_changes_one_field_patches_that_field_only(name: str):
 
 
 async def test_a_forgotten_pod_is_deleted_at_once_if_it_is_that_one():
-    (asked,) = await done(plans.ForgetPod(name="moe-1", uid="u"))
+    (asked,) = await done(actions.ForgetPod(name="moe-1", uid="u"))
     body = json.loads(asked.content)
     assert (asked.method, body["preconditions"], body["gracePeriodSeconds"]) == (
         "DELETE",
@@ -631,7 +631,7 @@ async def test_a_forgotten_pod_is_deleted_at_once_if_it_is_that_one():
 
 
 async def test_a_deletion_deletes_the_stateful_set():
-    (asked,) = await done(plans.DeleteRanks())
+    (asked,) = await done(actions.DeleteRanks())
     assert (asked.method, asked.url.path) == (
         "DELETE",
         "/apis/apps/v1/namespaces/ns/statefulsets/moe",

@@ -7,23 +7,21 @@ from typing import Any
 
 import pytest
 from elasticmoe_operator.core import operation as ops
-from elasticmoe_operator.core.observed import Group, Observed, Problem
-from elasticmoe_operator.core.operation import Ended, Operation
-from elasticmoe_operator.core.plan import (
-    RETRY_MAX_S,
-    RETRY_S,
+from elasticmoe_operator.core.actions import (
     ApplyCommand,
     ApplyRanks,
     DeleteRanks,
     ForgetPod,
     LabelPod,
     NudgePod,
-    Plan,
     RestartGroup,
     ScaleRanks,
     SetTarget,
-    plan,
 )
+from elasticmoe_operator.core.due import RETRY_MAX_S, RETRY_S
+from elasticmoe_operator.core.observed import Group, Observed, Problem
+from elasticmoe_operator.core.operation import Ended, Operation
+from elasticmoe_operator.core.plan import Plan, plan
 from support.operator_world import (
     DELETED,
     NOW,
