@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import html
 import json
+import re
 import time
 from pathlib import Path
 from typing import Annotated, Any, Protocol
@@ -19,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from elasticmoe_coordinator import models
 from elasticmoe_coordinator.core.outbox import Rejected, TargetRequest
-from elasticmoe_coordinator.core.status import GroupStatus, OperationStatus
+from elasticmoe_coordinator.core.status import GroupStatus, OperationStatus, mark
 from elasticmoe_coordinator.metrics import Metrics
 
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
@@ -32,6 +35,10 @@ _ADVICE = {
 _CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 MAX_BODY = 1 << 16
 """Bytes of a request; a target has some hundred."""
+LONGEST_WAIT_S = 60.0
+"""Of a question for a status that is not the one known."""
+_LOOK_S = 0.1
+"""So often one looks for it: a tick of the rules."""
 _CHANGES: dict[int | str, dict[str, Any]] = {
     200: {"model": models.Accepted, "description": "It runs already, or nothing is to do"},
     401: {"model": models.Failure, "description": "The token is missing or wrong"},
@@ -62,8 +69,13 @@ class Unauthorized(Exception):
     """The bearer token is missing or wrong."""
 
 
-def app(group: Rules, keys_dir: Path, metrics: Metrics, version: str) -> FastAPI:
-    """The API of one group. keys_dir: where the token is, read again for each request."""
+def app(
+    group: Rules, keys_dir: Path, metrics: Metrics, version: str, stopping: asyncio.Event
+) -> FastAPI:
+    """The API of one group. keys_dir: where the token is, read again for each request.
+
+    stopping: when it is set, who waits for a change is answered at once.
+    """
     api = FastAPI(
         title="Elastic MoE coordinator",
         version=version,
@@ -76,9 +88,29 @@ def app(group: Rules, keys_dir: Path, metrics: Metrics, version: str) -> FastAPI
         if given is None or not keys.token_is_valid(keys_dir, given.credentials):
             raise Unauthorized
 
-    @api.get("/v1/status", summary="The whole group", response_model=models.Group)
-    async def status() -> object:
-        return models.Group.model_validate(group.status(time.time()))
+    @api.get(
+        "/v1/status",
+        summary="The whole group",
+        description="With If-None-Match and Prefer: wait=N it is answered when something changed, "
+        "or with 304 after N seconds.",
+        response_model=models.Group,
+        responses={304: {"description": "Nothing but loads and times changed"}},
+    )
+    async def status(request: Request, response: Response) -> object:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _wait(request.headers.get("Prefer", ""))
+        known = request.headers.get("If-None-Match", "")
+        while True:
+            found = group.status(time.time())
+            tag = f'W/"{mark(found)}"'
+            if tag not in known:
+                response.headers["ETag"] = tag
+                return models.Group.model_validate(found)
+            over = loop.time() >= until or stopping.is_set()
+            if over or await request.is_disconnected():
+                return Response(status_code=304, headers={"ETag": tag})
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stopping.wait(), _LOOK_S)
 
     @api.put(
         "/v1/target",
@@ -142,6 +174,12 @@ def app(group: Rules, keys_dir: Path, metrics: Metrics, version: str) -> FastAPI
 
     _errors(api, keys_dir)
     return api
+
+
+def _wait(prefer: str) -> float:
+    """Seconds of `Prefer: wait=N` (RFC 7240); what is not understood is ignored, as it says."""
+    found = re.search(r"(?:^|[,;\s])wait=(\d{1,9})\b", prefer)
+    return min(float(found[1]), LONGEST_WAIT_S) if found else 0.0
 
 
 class _Bounded:

@@ -187,7 +187,7 @@ async def _serve(settings: CoordinatorSettings, listener: socket.socket) -> int:
     async with CoordinatorSocket(settings.bind, settings.keys_dir) as sockets:
         server = Server(settings, sockets)
         version = importlib.metadata.version("elasticmoe")
-        api = http.app(server.group, settings.keys_dir, server.metrics, version)
+        api = http.app(server.group, settings.keys_dir, server.metrics, version, stop)
         config = uvicorn.Config(
             api,
             log_config=None,
@@ -211,6 +211,7 @@ async def _serve(settings: CoordinatorSettings, listener: socket.socket) -> int:
             )
             await asyncio.wait({working, answering, stopping}, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            stop.set()
             web.should_exit = True
             working.cancel()
             stopping.cancel()

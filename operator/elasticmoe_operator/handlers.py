@@ -7,7 +7,6 @@ of kopf's, which would not be started for an object that was deleted while no op
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from elasticmoe_operator.clients.coordinator import Coordinators
 from elasticmoe_operator.clients.kubernetes import Kubernetes
 from elasticmoe_operator.core import observed
 from elasticmoe_operator.core.observed import Problem
-from elasticmoe_operator.reconciler import Children, Reconciler
+from elasticmoe_operator.reconciler import Children, Look, Reconciler
 from elasticmoe_operator.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -151,23 +150,36 @@ class Operator:
             while True:
                 loop.wake.clear()
                 look = await self._look(loop.reconciler, loop.body)
-                if look is not None and look.gone:
+                if look.gone:
                     return
-                pause = self._settings.calm if look is None else look.pause
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(loop.wake.wait(), pause)
+                await self._pause(key, loop, look)
         finally:
             metrics.DEPLOYMENTS.dec()
             del self._loops[key]
 
-    async def _look(self, reconciler: Reconciler, body: kopf.Body) -> Any:
+    async def _pause(self, key: Key, loop: _Loop, look: Look) -> None:
+        """Until something changed in the cluster or with the coordinator, or time is over."""
+        wake = asyncio.create_task(loop.wake.wait())
+        waits: set[asyncio.Task[Any]] = {wake}
+        if look.tag:
+            told = self._coordinators.changed(*key, look.tag, look.pause)
+            waits.add(asyncio.create_task(told))
+        try:
+            await asyncio.wait(waits, timeout=look.pause, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for one in waits:
+                one.cancel()
+            # A coordinator that went away is found by the look that follows.
+            await asyncio.gather(*waits, return_exceptions=True)
+
+    async def _look(self, reconciler: Reconciler, body: kopf.Body) -> Look:
         try:
             async with self._turns:
                 look = await reconciler.look(body)
         except Exception:  # a fault of ours may not end the loop: it is said, counted, tried again
             metrics.ERRORS.labels("operator").inc()
             logger.exception("%s/%s", body["metadata"]["namespace"], body["metadata"]["name"])
-            return None
+            return Look(pause=self._settings.calm)
         for event in look.events:
             kind = "Warning" if event.warning else "Normal"
             kopf.event(body, type=kind, reason=event.reason, message=event.message[:1000])

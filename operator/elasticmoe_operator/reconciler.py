@@ -45,10 +45,14 @@ class Event:
 
 @dataclass(kw_only=True)
 class Look:
-    """What one look came to. pause: seconds until the next one. gone: nothing is left to do."""
+    """What one look came to. pause: seconds until the next one. gone: nothing is left to do.
+
+    tag: of the coordinator's status that was looked at, "" for none.
+    """
 
     pause: float
     gone: bool = False
+    tag: str = ""
     events: list[Event] = field(default_factory=list)
 
 
@@ -151,7 +155,10 @@ class Reconciler:
             logger.info("%s/%s: %s", spec.namespace, spec.name, action)
             await self._executor.do(spec, action)
         return Look(
-            pause=self._pause(observed, plan), gone=self._gone(spec, observed), events=events
+            pause=self._pause(observed, plan),
+            gone=self._gone(spec, observed),
+            tag=observed.group.tag if observed.group is not None else "",
+            events=events,
         )
 
     async def _observe(self, spec: Spec) -> Observed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Iterator
@@ -38,7 +39,8 @@ class Api:
         self.world = world
         self.folder = folder
         self.metrics = Metrics(lambda: world.status, lambda: DROPPED)
-        self.app: FastAPI = http.app(world.group, folder, self.metrics, "1.2.3")
+        self.stopping = asyncio.Event()
+        self.app: FastAPI = http.app(world.group, folder, self.metrics, "1.2.3", self.stopping)
         transport = httpx.ASGITransport(self.app)
         self.client = httpx.AsyncClient(transport=transport, base_url="http://coordinator")
         self.headers = {"Authorization": f"Bearer {keys.load_token(folder)}"}
@@ -239,6 +241,57 @@ async def test_a_figure_that_is_no_number_does_not_break_the_status(
     response = await api.get("/v1/status")
     assert response.status_code == 200
     json.loads(response.text, parse_constant=strict)
+
+
+# --- GET /v1/status, when it changes --------------------------------------------------------------
+
+
+async def unlike(api: Api, tag: str, prefer: str) -> httpx.Response:
+    """The status when it is not the one with this tag."""
+    return await api.client.get("/v1/status", headers={"If-None-Match": tag, "Prefer": prefer})
+
+
+async def test_a_status_that_did_not_change_is_not_sent_again(api: Api):
+    tag = (await api.get("/v1/status")).headers["ETag"]
+    api.world.long_request_until = api.world.now + 60
+    assert api.world.until(lambda: any(one.in_flight for one in api.world.status.instances))
+    response = await unlike(api, tag, "")
+    assert (response.status_code, response.content) == (304, b"")
+    assert response.headers["ETag"] == tag
+
+
+@pytest.mark.parametrize("prefer", ["wait=30", "respond-async, wait=30"])
+async def test_one_waits_for_a_change(api: Api, prefer: str):
+    tag = (await api.get("/v1/status")).headers["ETag"]
+    asked = asyncio.create_task(unlike(api, tag, prefer))
+    assert not (await asyncio.wait({asked}, timeout=0.3))[0]
+    api.world.kill_engine("h1")
+    api.world.run(1)
+    response = await asyncio.wait_for(asked, 5)
+    assert (response.status_code, response.json()["state"]) == (200, "Recovering")
+    assert response.headers["ETag"] != tag
+
+
+@pytest.mark.parametrize("prefer", ["", "wait=0", "wait=", "wait=-1", "await=9", "wait=x"])
+async def test_without_a_wait_that_can_be_read_nobody_waits(api: Api, prefer: str):
+    tag = (await api.get("/v1/status")).headers["ETag"]
+    response = await asyncio.wait_for(unlike(api, tag, prefer), 5)
+    assert response.status_code == 304
+
+
+async def test_who_waits_does_not_keep_the_coordinator_from_ending(api: Api):
+    tag = (await api.get("/v1/status")).headers["ETag"]
+    asked = asyncio.create_task(unlike(api, tag, "wait=30"))
+    assert not (await asyncio.wait({asked}, timeout=0.3))[0]
+    api.stopping.set()
+    assert (await asyncio.wait_for(asked, 5)).status_code == 304
+
+
+async def test_a_wait_ends(api: Api, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(http, "LONGEST_WAIT_S", 0.3)
+    tag = (await api.get("/v1/status")).headers["ETag"]
+    response = await asyncio.wait_for(unlike(api, tag, "wait=9999"), 5)
+    assert response.status_code == 304
 
 
 # --- PUT /v1/target ------------------------------------------------------------------------------
@@ -550,7 +603,7 @@ async def test_the_api_describes_itself(api: Api):
         for method, about in methods.items()
     }
     assert answers == {
-        ("get", "/v1/status"): {"200"},
+        ("get", "/v1/status"): {"200", "304"},
         ("put", "/v1/target"): {"200", "202", "401", "409", "413", "422", "503"},
         ("post", "/v1/restart"): {"200", "202", "401", "409", "413", "422", "503"},
         ("get", "/v1/operations/{operation_id}"): {"200", "404", "422"},

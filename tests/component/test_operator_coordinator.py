@@ -55,7 +55,9 @@ class Api:
         assert world.group is not None
         self.world = world
         self.token = keys.load_token(folder)
-        app = http.app(world.group, folder, Metrics(lambda: world.status, dict), "1.2.3")
+        app = http.app(
+            world.group, folder, Metrics(lambda: world.status, dict), "1.2.3", asyncio.Event()
+        )
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.client = Coordinators(Here(self._socket))
         self._server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
@@ -124,6 +126,24 @@ async def test_who_is_active_and_who_may_be_deleted(api: Api):
     assert [one.safe_to_delete for one in found] == [False, False, True, True]
     assert [one.state for one in found][2:] == ["standby", "standby"]
     assert all(one.registered and one.warm for one in found)
+
+
+async def test_a_change_is_told_to_who_waits_for_it(api: Api):
+    await api.target(2)
+    assert api.world.until(lambda: api.world.serving(2))
+    tag = (await api.group()).tag
+    waits = asyncio.create_task(api.client.changed("ns", "moe", tag, 30))
+    assert not (await asyncio.wait({waits}, timeout=0.3))[0]
+    api.world.kill_engine("moe-1")
+    api.world.run(1)
+    await asyncio.wait_for(waits, 5)
+    assert (await api.group()).tag != tag
+
+
+async def test_a_wait_for_a_change_ends(api: Api):
+    tag = (await api.group()).tag
+    await asyncio.wait_for(api.client.changed("ns", "moe", tag, 1), 5)
+    assert (await api.group()).tag == tag
 
 
 async def test_said_again_it_is_the_same_and_another_size_is_refused(api: Api):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args, get_type_hints
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args, get_type_hints
 
 GroupState = Literal[
     "Learning", "Waiting", "Starting", "Serving", "Resizing", "Restarting", "Recovering", "Failed"
@@ -146,6 +146,21 @@ class GroupStatus:
     operation: OperationStatus | None
     history: tuple[OperationStatus, ...]
     instances: tuple[InstanceStatus, ...]
+
+
+def mark(status: GroupStatus) -> str:
+    """The same for the same group, whatever its load is and however long its operation takes."""
+    loads: dict[str, Any] = dict.fromkeys(_LOADS, 0)
+    operation = status.operation and replace(status.operation, phases=())
+    instances = tuple(replace(one, **loads) for one in status.instances)
+    same = replace(status, operation=operation, instances=instances)
+    return f"{hash(same) & 0xFFFFFFFFFFFFFFFF:016x}"
+
+
+_LOADS = (
+    *("in_flight", "held", "open_connections", "late_refused", "hold_refused"),
+    *("waiting", "running", "kv_cache"),
+)
 
 
 def plain_fields(source: type) -> dict[str, object]:

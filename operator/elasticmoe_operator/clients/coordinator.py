@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any
 
 from aiohttp.abc import AbstractResolver
@@ -30,7 +32,7 @@ class Coordinators:
     """
 
     def __init__(self, resolver: AbstractResolver | None = None) -> None:
-        self._http = http.Http(LIMIT_S, keep_s=_KEEP_S, resolver=resolver)
+        self._http = http.Http(LIMIT_S, keep_s=_KEEP_S, connections=0, resolver=resolver)
 
     async def close(self) -> None:
         """End all connections."""
@@ -38,24 +40,47 @@ class Coordinators:
 
     async def status(self, namespace: str, deployment: str) -> Group:
         """The group. Raises CoordinatorError."""
+        answer = await self._call("GET", namespace, deployment, "/v1/status")
         try:
-            return observed.group(await self._call("GET", namespace, deployment, "/v1/status"))
-        except (KeyError, TypeError) as error:
+            return observed.group(json.loads(answer.content), answer.tag)
+        except KeyError as error:
             raise CoordinatorError(f"its status lacks {error}: is it of another version?") from None
+        except (ValueError, TypeError, AttributeError):
+            line = f"{names.coordinator(deployment)} answered something that is no status"
+            raise CoordinatorError(line) from None
+
+    async def changed(self, namespace: str, deployment: str, tag: str, limit_s: float) -> None:
+        """Return when the group is no longer the one with this tag, or after the limit.
+
+        Raises CoordinatorError.
+        """
+        headers = {"If-None-Match": tag, "Prefer": f"wait={limit_s:.0f}"}
+        await self._call("GET", namespace, deployment, "/v1/status", headers, wait_s=limit_s)
 
     async def set_target(
         self, namespace: str, deployment: str, token: str, operation_id: str, size: int
     ) -> None:
         """Have the group become a size; said again it is the same. Raises CoordinatorError."""
         body = {"operationId": operation_id, "size": size}
-        headers = {"Authorization": f"Bearer {token}"}
-        await self._call("PUT", namespace, deployment, "/v1/target", body, headers)
+        await self._change("PUT", namespace, deployment, "/v1/target", token, body)
 
     async def restart(self, namespace: str, deployment: str, token: str, operation_id: str) -> None:
         """Have all engines restarted; said again it is the same. Raises CoordinatorError."""
         body = {"operationId": operation_id}
-        headers = {"Authorization": f"Bearer {token}"}
-        await self._call("POST", namespace, deployment, "/v1/restart", body, headers)
+        await self._change("POST", namespace, deployment, "/v1/restart", token, body)
+
+    async def _change(
+        self,
+        method: str,
+        namespace: str,
+        deployment: str,
+        path: str,
+        token: str,
+        body: Mapping[str, Any],
+    ) -> None:
+        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        content = json.dumps(body).encode()
+        await self._call(method, namespace, deployment, path, headers, content)
 
     async def _call(
         self,
@@ -63,23 +88,22 @@ class Coordinators:
         namespace: str,
         deployment: str,
         path: str,
-        body: Any = None,
-        headers: dict[str, str] | None = None,
-    ) -> dict[str, Any]:
+        headers: Mapping[str, str] | None = None,
+        content: bytes | None = None,
+        wait_s: float = 0.0,
+    ) -> http.Answer:
         host = f"{names.coordinator(deployment)}.{namespace}.svc"
         url = f"http://{host}:{names.COORDINATOR_HTTP_PORT}{path}"
-        content = None if body is None else json.dumps(body).encode()
-        headers = {"Content-Type": "application/json"} | (headers or {}) if content else headers
         try:
-            status, answer = await self._http.call(method, url, content=content, headers=headers)
+            answer = await self._http.call(
+                method, url, content=content, headers=headers, wait_s=wait_s
+            )
         except http.FAILURES as error:
             raise CoordinatorError(f"{host} does not answer ({type(error).__name__})") from None
+        if answer.well or answer.status == HTTPStatus.NOT_MODIFIED:
+            return answer
         try:
-            found: dict[str, Any] = json.loads(answer)
-            if not http.well(status):
-                raise CoordinatorError(found["error"]["message"])
-            if not isinstance(found, dict):
-                raise TypeError
+            line = json.loads(answer.content)["error"]["message"]
         except (ValueError, KeyError, TypeError):
-            raise CoordinatorError(f"{url} answered {status}") from None
-        return found
+            line = f"{url} answered {answer.status}"
+        raise CoordinatorError(line)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final
 
 import aiohttp
@@ -12,13 +13,26 @@ from aiohttp.abc import AbstractResolver
 FAILURES: Final = (aiohttp.ClientError, OSError, ValueError)
 """No answer: a time limit's end is an OSError, a header that can't be sent a ValueError."""
 
-_CONNECTIONS: Final = 100
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a server said. tag: its ETag, "" without one."""
+
+    status: int
+    content: bytes
+    tag: str = ""
+
+    @property
+    def well(self) -> bool:
+        """The server did what was asked."""
+        return 200 <= self.status < 300
 
 
 class Http:
     """Connections are made in the loop of the first call and ended by `close`.
 
     limit_s: for all of a call. keep_s: that long an idle connection is kept.
+    connections: at most at a time, 0 for any number.
     tls: who is trusted. resolver: where hosts are, if not where DNS says.
     """
 
@@ -27,11 +41,12 @@ class Http:
         limit_s: float,
         *,
         keep_s: float,
+        connections: int,
         tls: ssl.SSLContext | None = None,
         resolver: AbstractResolver | None = None,
     ) -> None:
-        self._limit = aiohttp.ClientTimeout(total=limit_s)
-        self._keep_s, self._tls, self._resolver = keep_s, tls, resolver
+        self._limit_s, self._keep_s, self._connections = limit_s, keep_s, connections
+        self._tls, self._resolver = tls, resolver
         self._session: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
@@ -48,17 +63,28 @@ class Http:
         content: bytes | None = None,
         headers: Mapping[str, str] | None = None,
         params: Mapping[str, str] | None = None,
-    ) -> tuple[int, bytes]:
-        """Status and content; redirects are not followed. Raises one of FAILURES."""
+        wait_s: float = 0.0,
+    ) -> Answer:
+        """Redirects are not followed. Raises one of FAILURES.
+
+        wait_s: so long the server may take beyond the time limit, because it was asked to.
+        """
+        limit = aiohttp.ClientTimeout(total=self._limit_s + wait_s)
         self._session = session = self._session or self._made()
         async with session.request(
-            method, url, data=content, headers=headers, params=params, allow_redirects=False
+            *(method, url),
+            data=content,
+            headers=headers,
+            params=params,
+            timeout=limit,
+            allow_redirects=False,
         ) as answer:
-            return answer.status, await answer.read()
+            tag = answer.headers.get("ETag", "")
+            return Answer(status=answer.status, content=await answer.read(), tag=tag)
 
     def _made(self) -> aiohttp.ClientSession:
         connector = aiohttp.TCPConnector(
-            limit=_CONNECTIONS,
+            limit=self._connections,
             keepalive_timeout=self._keep_s,
             ssl=self._tls or True,
             resolver=self._resolver,
@@ -67,11 +93,5 @@ class Http:
         return aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=self._limit,
             trust_env=False,
         )
-
-
-def well(status: int) -> bool:
-    """The server did what was asked."""
-    return 200 <= status < 300

@@ -20,6 +20,7 @@ from elasticmoe_operator.clients import http
 
 LIMIT_S: Final = 10.0
 _KEEP_S: Final = 15.0
+_CONNECTIONS: Final = 100
 _ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 _PLURALS: Final = {
@@ -62,7 +63,9 @@ class Kubernetes:
         resolver: AbstractResolver | None = None,
     ) -> None:
         self._url, self._token = url, token
-        self._http = http.Http(LIMIT_S, keep_s=_KEEP_S, tls=tls, resolver=resolver)
+        self._http = http.Http(
+            LIMIT_S, keep_s=_KEEP_S, connections=_CONNECTIONS, tls=tls, resolver=resolver
+        )
 
     @classmethod
     def in_cluster(cls) -> Kubernetes:
@@ -160,20 +163,20 @@ class Kubernetes:
         try:
             if self._token is not None:
                 headers["Authorization"] = f"Bearer {self._token.read_text().strip()}"
-            status, answer = await self._http.call(
+            answer = await self._http.call(
                 method, self._url + path, content=content, headers=headers, params=params
             )
         except http.FAILURES as error:
             said = " ".join(f"{type(error).__name__} {error}".split())
             raise ApiError(f"{method} {path}: {said}") from None
-        if missing and status == 404:
+        if missing and answer.status == 404:
             return None
-        if not http.well(status):
-            raise ApiError(f"{method} {path}: {_message(status, answer)}", status)
+        if not answer.well:
+            raise ApiError(f"{method} {path}: {_message(answer)}", answer.status)
         try:
-            found: Object = json.loads(answer)
+            found: Object = json.loads(answer.content)
         except ValueError:
-            raise ApiError(f"{method} {path}: the answer is no JSON", status) from None
+            raise ApiError(f"{method} {path}: the answer is no JSON", answer.status) from None
         return found
 
 
@@ -182,8 +185,8 @@ def _path(api_version: str, kind: str, namespace: str, name: str) -> str:
     return f"{root}/namespaces/{namespace}/{_PLURALS[kind]}/{name}"
 
 
-def _message(status: int, answer: bytes) -> str:
+def _message(answer: http.Answer) -> str:
     try:
-        return str(json.loads(answer)["message"])
+        return str(json.loads(answer.content)["message"])
     except (ValueError, KeyError, TypeError):
-        return f"HTTP {status}"
+        return f"HTTP {answer.status}"

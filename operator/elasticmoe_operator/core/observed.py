@@ -110,7 +110,10 @@ class GroupOperation:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """The group as its coordinator sees it; words as in docs/operations.md."""
+    """The group as its coordinator sees it; words as in docs/operations.md.
+
+    tag: of this status, another one as soon as something changes; "" from one that gives none.
+    """
 
     state: str
     reason: str
@@ -126,6 +129,7 @@ class Group:
     operation: GroupOperation | None = None
     history: tuple[GroupOperation, ...] = ()
     instances: tuple[Instance, ...] = ()
+    tag: str = ""
 
     @property
     def known(self) -> bool:
@@ -233,8 +237,8 @@ def ranks(body: Object) -> Ranks:
     )
 
 
-def group(body: Object) -> Group:
-    """What `GET /v1/status` of the coordinator answered."""
+def group(body: Object, tag: str = "") -> Group:
+    """What `GET /v1/status` of the coordinator answered. tag: its ETag."""
     running = body.get("operation")
     return Group(
         state=body["state"],
@@ -251,6 +255,7 @@ def group(body: Object) -> Group:
         operation=_operation(running) if running else None,
         history=tuple(_operation(one) for one in body["history"]),
         instances=tuple(_instance(one) for one in body["instances"]),
+        tag=tag,
     )
 
 
