@@ -228,8 +228,19 @@ class Coordinator:
         self.members: set[int] = set()
         self.operation: Operation | None = None
         self.history: deque[Operation] = deque(maxlen=10)
-        self.changed = asyncio.Event()
+        self.version = 0
+        self._moved = asyncio.Event()
         self.asked_at = 0.0
+
+    def touch(self) -> None:
+        """It is another one now: who waits for that goes on."""
+        self.version += 1
+        self._moved.set()
+        self._moved = asyncio.Event()
+
+    async def moves(self) -> None:
+        """Wait for the next change."""
+        await self._moved.wait()
 
     def target(self, id: str, size: int) -> tuple[Object, int]:
         """PUT /v1/target."""
@@ -246,14 +257,14 @@ class Coordinator:
             return {"operation": None}, 200
         kind = "start" if not before else "scale_up" if size > before else "scale_down"
         self.operation = Operation(id, kind, before, size)
+        self.touch()
         self.cluster.later(self._run(self.operation))
         return {"operation": self.operation.told()}, 202
 
     async def _run(self, operation: Operation) -> None:
         size = operation.to_size
         while len(self.registered) < size:
-            self.changed.clear()
-            await self.changed.wait()
+            await self.moves()
         if operation.kind == "start":
             steps = [("start", START_S)]
         else:
@@ -262,6 +273,7 @@ class Coordinator:
             steps.insert(0, ("lame_duck", LAME_DUCK_S))
         for phase, seconds in steps:
             operation.enter(phase)
+            self.touch()
             await asyncio.sleep(seconds)
         self.members = set(sorted(self.registered)[:size])
         self.generation += 1
@@ -269,6 +281,7 @@ class Coordinator:
         operation.state, operation.ended = "succeeded", time.time()
         self.history.append(operation)
         self.operation = None
+        self.touch()
         for ordinal in self.registered:
             self.cluster.ready(self.name, ordinal, ordinal in self.members)
 
@@ -509,11 +522,12 @@ class Cluster:
         self.store.put("pods", fresh)
         coordinator = self.coordinators[name]
         coordinator.registered[ordinal] = fresh["metadata"]["uid"]
-        coordinator.changed.set()
+        coordinator.touch()
 
     async def _pod_goes(self, name: str, ordinal: int) -> None:
         await asyncio.sleep(LEAVE_S)
         self.coordinators[name].registered.pop(ordinal, None)
+        self.coordinators[name].touch()
         self.store.remove("pods", (NAMESPACE, f"{name}-{ordinal}"))
         self.ranks(name)
 
@@ -818,7 +832,17 @@ class Coordinators:
 
     async def status(self, request: web.Request) -> web.Response:
         self.cluster.requests["coordinators' status"] += 1
-        return web.json_response(self._named(request).status())
+        found = self._named(request)
+        known = request.headers.get("If-None-Match", "")
+        wait = float(request.headers.get("Prefer", "wait=0").removeprefix("wait="))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait):
+                while known == f'W/"{found.version}"':
+                    await found.moves()
+        tag = {"ETag": f'W/"{found.version}"'}
+        if known == tag["ETag"]:
+            return web.Response(status=304, headers=tag)
+        return web.json_response(found.status(), headers=tag)
 
     async def target(self, request: web.Request) -> web.Response:
         self.cluster.requests["coordinators' target"] += 1

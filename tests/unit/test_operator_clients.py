@@ -375,6 +375,14 @@ async def test_a_restart_is_posted_with_the_token():
     assert wire.body == {"operationId": "op"}
 
 
+@pytest.mark.parametrize(("limit", "wait"), [(15.0, "wait=15"), (0.5, "wait=1")])
+async def test_a_change_is_waited_for_at_least_as_long_as_asked(limit: float, wait: str):
+    wire = Wire(lambda _: web.Response(status=304))
+    await wire.coordinators().changed("ns", "moe", 'W/"one"', limit)
+    headers = wire.last.headers
+    assert (headers["If-None-Match"], headers["Prefer"]) == ('W/"one"', wait)
+
+
 @pytest.mark.parametrize("status", [401, 409, 422, 503])
 async def test_a_refusal_is_said_in_the_coordinators_words(status: int):
     wire = Wire(says(status, error={"code": "conflict", "message": "another one runs"}))

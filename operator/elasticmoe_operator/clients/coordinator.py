@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -54,7 +55,7 @@ class Coordinators:
 
         Raises CoordinatorError.
         """
-        headers = {"If-None-Match": tag, "Prefer": f"wait={limit_s:.0f}"}
+        headers = {"If-None-Match": tag, "Prefer": f"wait={math.ceil(limit_s)}"}
         await self._call("GET", namespace, deployment, "/v1/status", headers, wait_s=limit_s)
 
     async def set_target(
