@@ -180,6 +180,8 @@ class Operator:
             metrics.ERRORS.labels("operator").inc()
             logger.exception("%s/%s", body["metadata"]["namespace"], body["metadata"]["name"])
             return Look(pause=self._settings.calm)
+        if body["metadata"].get("deletionTimestamp"):
+            return look  # a namespace that goes with it takes no events any more
         for event in look.events:
             kind = "Warning" if event.warning else "Normal"
             kopf.event(body, type=kind, reason=event.reason, message=event.message[:1000])

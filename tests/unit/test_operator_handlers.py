@@ -14,7 +14,7 @@ from elasticmoe_operator.builders.common import Platform
 from elasticmoe_operator.handlers import Operator
 from elasticmoe_operator.settings import Settings
 from support.operator_apis import Cluster, Coordinator
-from support.operator_world import body, group, look
+from support.operator_world import DELETED, body, group, look
 
 LONG = 600.0
 SETTINGS = Settings(
@@ -125,6 +125,24 @@ async def test_a_deployment_that_is_gone_is_not_looked_at(running: Running):
     await running.rests()
     await running.changed("DELETED")
     await running.until(lambda: not running.operator._loops)
+
+
+@pytest.mark.parametrize(("meta", "told"), [({}, True), (DELETED, False)])
+async def test_a_deployment_that_goes_is_told_no_events(
+    running: Running, monkeypatch: pytest.MonkeyPatch, meta: Any, told: bool
+):
+    """They would be refused, and tried again, where its namespace goes too."""
+    events: list[str] = []
+    monkeypatch.setattr(kopf, "event", lambda *_, reason, **__: events.append(reason))
+    await running.rests()
+    await running.changed("MODIFIED", meta=meta)
+    running.cluster.group = group(2, reason="ResizeFailed", message="it failed")
+    looks = running.looks()
+    await running.changed("MODIFIED", meta=meta)
+    await running.until(lambda: running.looks() > looks)
+    await running.changed("MODIFIED", meta=meta)
+    await running.until(lambda: running.looks() > looks + 1)
+    assert bool(events) is told
 
 
 async def test_a_fault_of_ours_ends_no_loop(
