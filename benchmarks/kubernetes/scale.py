@@ -264,8 +264,18 @@ class Bench:
         words = f"{size} ranks and {standby} standbys"
         return await self.seen.until(words, lambda: self.seen.rests(size, standby), self.limit)
 
+    async def warm(self) -> None:
+        """Wait until all launchers have imported what they need: a standby registers before."""
+        async with asyncio.timeout(self.limit):
+            while not await self._all_warm():  # noqa: ASYNC110  Kubernetes tells nothing of it
+                await asyncio.sleep(0.1)
+
+    async def _all_warm(self) -> bool:
+        return all(one["warm"] for one in (await self.cluster.coordinator())["instances"])
+
     async def step(self, size: int, standby: int) -> Step:
         """Resize and tell what it took."""
+        await self.warm()
         seen, found = self.seen, Step(size, standby)
         grows = size == LARGE
         before = {one["id"] for one in (await self.cluster.coordinator())["history"]}

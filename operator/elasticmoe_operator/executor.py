@@ -29,7 +29,7 @@ from elasticmoe_operator.core.observed import Observed
 from elasticmoe_operator.core.spec import Spec
 
 OVERLAP_S = 180.0
-"""So long old keys are taken too: a kubelet may need 90 s to bring a Secret to its pods."""
+"""So long old keys are taken too: a kubelet that misses the nudge may need 90 s to bring them."""
 
 AGAIN_S = 600.0
 """Children that nobody watches are applied again so often: somebody may have changed them."""
@@ -138,6 +138,15 @@ class Executor:
             secret.build(spec, fresh.files, rotated=fresh.word, rotated_at=fresh.rotated_at)
         )
         self._keys = fresh
+        if fresh.rotated_at:
+            await self._nudge(spec, fresh.word)
+
+    async def _nudge(self, spec: Spec, rotation: str) -> None:
+        """Kubelets bring the new keys now: until then a coordinator refuses the new token."""
+        selector = f"{names.DEPLOYMENT}={spec.name}"
+        for name, uid in await self._kubernetes.pods(spec.namespace, selector):
+            patch = {"metadata": {"uid": uid, "annotations": {names.KEYS: rotation}}}
+            await self._kubernetes.merge("Pod", "v1", spec.namespace, name, patch)
 
     @property
     def _token(self) -> str:

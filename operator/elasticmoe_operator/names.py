@@ -28,6 +28,8 @@ LAUNCHER_OPTIONS: Final = f"{GROUP}/launcher-options"
 """Annotation of the pod template: options for the launcher, for engines that are not vLLM."""
 ROTATE: Final = f"{GROUP}/rotate-keys"
 """Annotation of an ElasticMoEDeployment: another value makes new keys."""
+KEYS: Final = f"{GROUP}/keys"
+"""Annotation of a pod: the rotation that its keys' volume was updated for."""
 ROTATED_AT: Final = f"{GROUP}/rotated-at"
 """Annotation of the keys' Secret: since when (Unix seconds) old and new keys are taken."""
 

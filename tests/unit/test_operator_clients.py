@@ -425,6 +425,7 @@ class Cluster(Wire):
     def __init__(self) -> None:
         super().__init__(self._answer_as_a_cluster)
         self.secret: dict[str, Any] | None = None
+        self.pods: list[str] = []
         self.refuses = ""
 
     def _answer_as_a_cluster(self, request: Asked) -> web.Response:
@@ -435,6 +436,9 @@ class Cluster(Wire):
                 found = self.secret
                 return web.json_response(found or {}, status=200 if found else 404)
             self.secret = json.loads(request.content)
+        if request.method == "GET" and request.url.path.endswith("/pods"):
+            there = [{"metadata": {"name": one, "uid": f"uid-{one}"}} for one in self.pods]
+            return web.json_response({"items": there})
         return web.json_response({})
 
     def executor(self, platform: Platform = PLATFORM) -> Executor:
@@ -573,6 +577,38 @@ async def test_a_rotation_takes_old_and_new_keys_for_a_while():
     assert cluster.files not in (first, both)
     assert cluster.secret is not None
     assert cluster.secret["metadata"]["annotations"] == {names.ROTATE: "2", names.ROTATED_AT: ""}
+
+
+async def test_new_keys_are_brought_to_all_pods_at_once_and_once():
+    cluster = Cluster()
+    cluster.pods = ["moe-0", "moe-coordinator-x"]
+    executor = cluster.executor()
+    await executor.keep_children(spec(3), look(3))
+    assert not [one for one in cluster.lines if "/pods" in one]
+    cluster.asked.clear()
+    asked = spec(3, meta={"annotations": {names.ROTATE: "2"}})
+    for _ in range(2):
+        await executor.keep_children(asked, look(3))
+    secret, listed, *nudges = cluster.asked
+    assert (secret.method, secret.url.name) == ("PATCH", "moe-keys")
+    assert listed.url.query["labelSelector"] == f"{names.DEPLOYMENT}=moe"
+    assert [one.url.name for one in nudges] == cluster.pods
+    assert [json.loads(one.content)["metadata"] for one in nudges] == [
+        {"uid": f"uid-{name}", "annotations": {names.KEYS: "2"}} for name in cluster.pods
+    ]
+
+
+async def test_pods_that_get_no_word_of_new_keys_are_not_given_others():
+    cluster = Cluster()
+    executor = cluster.executor()
+    await executor.keep_children(spec(3), look(3))
+    asked = spec(3, meta={"annotations": {names.ROTATE: "2"}})
+    cluster.refuses = "/pods"
+    with pytest.raises(ApiError, match="refused"):
+        await executor.keep_children(asked, look(3))
+    made = cluster.files
+    await executor.keep_children(asked, look(3))
+    assert cluster.files == made
 
 
 async def done(action: actions.Action, cluster: Cluster | None = None) -> list[Asked]:

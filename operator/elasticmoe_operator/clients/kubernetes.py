@@ -85,6 +85,13 @@ class Kubernetes:
         """An object, None when there is none. Raises ApiError."""
         return await self._call("GET", _path(api_version, kind, namespace, name), missing=True)
 
+    async def pods(self, namespace: str, selector: str) -> list[tuple[str, str]]:
+        """Name and UID of the pods that have these labels. Raises ApiError."""
+        path = _path("v1", "Pod", namespace)
+        answer = await self._call("GET", path, params={"labelSelector": selector}) or {}
+        every = [one["metadata"] for one in answer.get("items") or []]
+        return [(one["name"], one["uid"]) for one in every]
+
     async def apply(self, manifest: Object) -> Object:
         """Make the object so (server-side apply); fields of others are left alone.
 
@@ -180,9 +187,9 @@ class Kubernetes:
         return found
 
 
-def _path(api_version: str, kind: str, namespace: str, name: str) -> str:
+def _path(api_version: str, kind: str, namespace: str, name: str = "") -> str:
     root = f"/apis/{api_version}" if "/" in api_version else f"/api/{api_version}"
-    return f"{root}/namespaces/{namespace}/{_PLURALS[kind]}/{name}"
+    return f"{root}/namespaces/{namespace}/{_PLURALS[kind]}" + (f"/{name}" if name else "")
 
 
 def _message(answer: http.Answer) -> str:
