@@ -208,6 +208,7 @@ def configure(settings: kopf.OperatorSettings) -> None:
     settings.networking.connect_timeout = 5
     settings.watching.connect_timeout = 10
     settings.watching.chunk_size = 50  # or all pods come as one text when the operator starts
+    settings.queueing.idle_timeout = 0.5  # each object's worker keeps its last event until then
     for resource in ("pods", "statefulsets.apps", "deployments.apps"):
         settings.watching.label_selectors[resource] = names.DEPLOYMENT
     settings.posting.loggers = False
