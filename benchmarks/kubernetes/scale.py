@@ -265,13 +265,17 @@ class Bench:
         return await self.seen.until(words, lambda: self.seen.rests(size, standby), self.limit)
 
     async def warm(self) -> None:
-        """Wait until all launchers have imported what they need: a standby registers before."""
+        """Wait until the coordinator knows the pods that are there and no others, all of them warm:
+        a standby registers before it is, and one that left is known a while longer."""
         async with asyncio.timeout(self.limit):
             while not await self._all_warm():  # noqa: ASYNC110  Kubernetes tells nothing of it
                 await asyncio.sleep(0.1)
 
     async def _all_warm(self) -> bool:
-        return all(one["warm"] for one in (await self.cluster.coordinator())["instances"])
+        known = (await self.cluster.coordinator())["instances"]
+        there = {name: pod["metadata"]["uid"] for name, pod in self.seen.there.items()}
+        same = {one["instance"]: one["incarnation"] for one in known if one["registered"]} == there
+        return same and all(one["warm"] for one in known if one["registered"])
 
     async def step(self, size: int, standby: int) -> Step:
         """Resize and tell what it took."""

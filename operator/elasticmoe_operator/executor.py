@@ -57,7 +57,7 @@ class Executor:
         ranks = observed.ranks
         image = self._image = (ranks.image if ranks else "") or self._platform.image
         maximum = (ranks.max_replicas if ranks else 0) or spec.max_replicas
-        revision = (ranks.revision if ranks else "") or spec.revision
+        pods = (ranks.pod_revision if ranks else "") or spec.pod_revision
         size = observed.group.size if observed.group else 0
         await self._keep(*accounts.build(spec), *services.build(spec))
         if self._platform.network_policy:
@@ -68,7 +68,7 @@ class Executor:
             await self._keep(command.build(spec))
         await self._keep(
             coordinator.build(
-                spec, self._platform, image=image, max_replicas=maximum, revision=revision
+                spec, self._platform, image=image, max_replicas=maximum, pod_revision=pods
             )
         )
 

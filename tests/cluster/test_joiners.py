@@ -81,6 +81,7 @@ def test_an_image_that_is_not_there_and_then_is(group: Callable[..., Group]) -> 
 def test_arguments_that_the_engine_refuses_and_then_good_ones(group: Callable[..., Group]) -> None:
     moe = group(wait=False)
     moe.settled(2)
+    coordinator = moe.coordinator_pod()["metadata"]["uid"]
     moe.with_engine(args=["/opt/sim-model", "--tensor-parallel-size", "many"])
     eventually(lambda: moe.condition("Degraded").get("status") == "True", 60, "Degraded")
     assert "tensor-parallel-size" in moe.condition("Degraded")["message"]
@@ -88,3 +89,4 @@ def test_arguments_that_the_engine_refuses_and_then_good_ones(group: Callable[..
     moe.with_engine(args=["/opt/sim-model", "--max-num-seqs", "32"])
     moe.settled(2, limit=120)
     assert moe.reason("Degraded") == "False/Healthy"
+    assert moe.coordinator_pod()["metadata"]["uid"] == coordinator

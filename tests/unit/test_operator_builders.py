@@ -100,7 +100,7 @@ def sidecar(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def coordinator_of(one: Spec, **changes: Any) -> dict[str, Any]:
-    known: dict[str, Any] = {"image": "ours:1", "max_replicas": 6, "revision": "r"}
+    known: dict[str, Any] = {"image": "ours:1", "max_replicas": 6, "pod_revision": "r"}
     return coordinator.build(one, PLATFORM, **{**known, **changes})
 
 
@@ -500,9 +500,9 @@ def test_there_is_never_more_than_one_coordinator():
     assert (found["replicas"], found["strategy"]) == (1, {"type": "Recreate"})
 
 
-def test_a_new_revision_has_a_new_coordinator_and_a_new_size_has_not():
+def test_new_pods_have_a_new_coordinator_and_a_new_size_has_not():
     assert coordinator_of(spec(2)) == coordinator_of(spec(5))
-    assert coordinator_of(spec(), revision="a") != coordinator_of(spec(), revision="b")
+    assert coordinator_of(spec(), pod_revision="a") != coordinator_of(spec(), pod_revision="b")
 
 
 def test_clients_reach_ready_ranks_and_the_group_reaches_all():

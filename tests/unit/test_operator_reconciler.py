@@ -16,9 +16,11 @@ from support.operator_world import (
     body,
     group,
     look,
+    other_template,
     ran,
     ranks,
     spare,
+    spec,
 )
 
 SETTINGS = Settings(platform=Platform(image="elasticmoe:1", namespace="operators"))
@@ -234,6 +236,29 @@ async def test_a_child_that_is_gone_is_made_again(cluster: Cluster):
     found.forget("Service", "moe")
     await found.look(current(cluster))
     assert cluster.verbs == ["get group", "apply Service"]
+
+
+@pytest.mark.parametrize(
+    ("template", "applied"),
+    [
+        (other_template(image="vllm:1", args=["some/model", "--seed", "1"]), []),
+        (other_template(image="vllm:2"), ["apply Deployment"]),
+    ],
+    ids=["arguments", "image"],
+)
+async def test_a_coordinator_goes_with_its_pods_and_stays_with_them(
+    cluster: Cluster, template: dict[str, Any], applied: list[str]
+):
+    old = spec(template=other_template(image="vllm:1"))
+    cluster.children = Children(ranks=ranks(of=old), pods=cluster.children.pods)
+    found = operator(cluster)
+    for _ in range(2):
+        await found.look(current(cluster, template=other_template(image="vllm:1")))
+    cluster.calls.clear()
+    # The group runs the new template now.
+    cluster.children = Children(ranks=ranks(of=spec(template=template)), pods=cluster.children.pods)
+    await found.look(current(cluster, template=template))
+    assert [one for one in cluster.verbs if one == "apply Deployment"] == applied
 
 
 # --- an invalid spec -----------------------------------------------------------------------------

@@ -14,10 +14,10 @@ DEFAULT_RESOURCES = {
 
 
 def build(
-    spec: Spec, platform: Platform, *, image: str, max_replicas: int, revision: str
+    spec: Spec, platform: Platform, *, image: str, max_replicas: int, pod_revision: str
 ) -> Manifest:
-    """image, max_replicas, revision: what the group runs. A new revision may be of another model,
-    with other expert slots: it gets a coordinator that knows nothing of the one before."""
+    """image, max_replicas, pod_revision: what the group runs. New pods may be of another model,
+    with other expert slots: they get a coordinator that knows nothing of those before."""
     found = manifest(spec, "apps/v1", "Deployment", names.coordinator(spec.name), names.COORDINATOR)
     selector = names.selector(spec.name, names.COORDINATOR)
     probe = {"port": "http", "scheme": "HTTP"}
@@ -29,7 +29,7 @@ def build(
         "template": {
             "metadata": {
                 "labels": names.labels(spec.name, names.COORDINATOR),
-                "annotations": {names.REVISION: revision},
+                "annotations": {names.POD_REVISION: pod_revision},
             },
             "spec": {
                 "serviceAccountName": names.coordinator(spec.name),
