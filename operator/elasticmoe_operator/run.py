@@ -35,7 +35,7 @@ def run(
     os.environ.setdefault("USER", "elasticmoe")  # kopf asks, and a container's user has no name
     kopf.configure(log_format=kopf.LogFormat.JSON if json_logs else kopf.LogFormat.FULL)
     logging.getLogger().setLevel(level)
-    for name in ("aiohttp.access", "kopf.objects"):
+    for name in ("aiohttp.access", "kopf.activities.probe", "kopf.objects"):
         logging.getLogger(name).setLevel(logging.WARNING)
     registry = kopf.OperatorRegistry()
     kopf.on.login(registry=registry)(login)
