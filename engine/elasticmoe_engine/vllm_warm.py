@@ -53,6 +53,9 @@ def _worker() -> str:
 
 
 def _import_model() -> None:
+    """Of the model's class vLLM wants to know some facts, which it asks of another process that
+    imports all of vLLM again, for half a minute where no earlier answer lies in a cache. A class
+    that is registered as imported is asked itself."""
     folder = os.environ.get(MODEL_FOLDER)
     if not folder:
         return
@@ -61,9 +64,10 @@ def _import_model() -> None:
             names = json.load(file).get("architectures") or []
         registry = importlib.import_module("vllm.model_executor.models.registry").ModelRegistry
         for name in names:
-            module = getattr(registry.models.get(name), "module_name", None)
-            if module:
-                _try(module)
+            lazy = registry.models.get(name)
+            module = _try(lazy.module_name) if hasattr(lazy, "module_name") else None
+            if module is not None:
+                registry.register_model(name, getattr(module, lazy.class_name))
     except Exception as error:
         problems.append(f"model class: {type(error).__name__}: {error}")
 

@@ -33,6 +33,8 @@ _CHECKOUT = _PACKAGE.parents[1]
 _HEARTBEAT_S = 15.0
 # CUDA kernels of vLLM's wheel that are never loaded here: 750 MB.
 _CUDA_ONLY = ("vllm/*_C*.abi3.so", "vllm/vllm_flash_attn/*.so", "vllm/third_party/deep_gemm/*.so")
+# Some files of others are templates that are no Python: the check imports what matters.
+_COMPILE = "import compileall, sys; compileall.compile_dir(sys.argv[1], quiet=2, workers=0)"
 _CHECK = (
     "from vllm.platforms import current_platform as p; import vllm, vllm._custom_ops, torch; "
     "import vllm.entrypoints.openai.api_server, vllm.v1.worker.cpu_worker; "
@@ -76,6 +78,7 @@ class Installer:
             ("CPU kernels", self._kernels),
             ("this project's plugin", self._plugin),
             ("test model", self._model),
+            ("byte code, which pods may not write", self._compile),
             ("check that vLLM starts on this CPU", self._check),
         ]
         began = time.monotonic()
@@ -140,6 +143,9 @@ class Installer:
 
         tiny_model.write(self.model)
 
+    def _compile(self) -> None:
+        _run([str(self.python), "-c", _COMPILE, str(self._site_packages())])
+
     def _check(self) -> None:
         _run([str(self.python), "-c", _CHECK])
 
@@ -154,7 +160,7 @@ def _find_uv() -> str | None:
 
 def _fingerprint() -> str:
     """Changes with whatever the environment is made of."""
-    parts = [VLLM, KERNELS, str(_PACKAGE), (_PACKAGE / "requirements.txt").read_text()]
+    parts = [VLLM, KERNELS, _COMPILE, str(_PACKAGE), (_PACKAGE / "requirements.txt").read_text()]
     parts.append((_PACKAGE / "tiny_model.py").read_text())
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 

