@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 from elasticmoe_cli import demo
@@ -50,10 +51,14 @@ ENVIRONMENT = {
 }
 
 
-def profile(model: Path, gpus: int, dtype: str) -> Profile:
-    """How a rank is started; on a shared GPU NCCL has to take each rank for a host of its own."""
+def profile(model: Path, gpus: int, dtype: str, caches: Path) -> Profile:
+    """How a rank is started; on a shared GPU NCCL has to take each rank for a host of its own.
+
+    caches: a folder in which each instance has vLLM's cache of its own, empty as in a new pod.
+    """
     memory = ("--kv-cache-memory-bytes", str(2 << 30), "--gpu-memory-utilization", "0.25")
-    environ, by_number = dict(ENVIRONMENT), {"NCCL_HOSTID": "rank{number}"}
+    environ = dict(ENVIRONMENT)
+    by_number = {"NCCL_HOSTID": "rank{number}", "VLLM_CACHE_ROOT": f"{caches}/{{number}}"}
     if gpus > 1:
         by_number["CUDA_VISIBLE_DEVICES"] = "{number}"
     if library := os.environ.get("ELASTICMOE_NCCL"):
@@ -102,10 +107,10 @@ def main() -> int:
         between=24,
         kill=True,
     )
-    own = profile(options.model.absolute(), options.gpus, options.dtype)
     console = Console(width=120)
     try:
-        with limited(options.limit):
+        with tempfile.TemporaryDirectory() as caches, limited(options.limit):
+            own = profile(options.model.absolute(), options.gpus, options.dtype, Path(caches))
             report = demo.run(own, plan, console)
             if options.out:
                 demo.write(options.out, report)

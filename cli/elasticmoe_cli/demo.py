@@ -129,9 +129,12 @@ class _Demo:
         first = plan.sizes[0]
         options = Options(max_size=max(plan.sizes), stall_s=plan.stall_s)
         self._console.print(f"Starting {first} ranks ({self._profile.name}) …")
+        began = time.monotonic()
         await asyncio.to_thread(self._group.create, self._profile, options)
         with live.view(self._console, transient=True) as self._view:
             await asyncio.to_thread(self._group.scale, first, self._show)
+            line = f"{first} ranks serve after {time.monotonic() - began:.1f} s"
+            self._console.print(f"[green]✓[/] {line}", highlight=False)
             coordinator = self._group.coordinator()
             await self._compare()
             load = Load(
