@@ -222,6 +222,9 @@ class _Demo:
                 return bool(new and status["state"] == "Serving" and ready == size)
 
             healthy = await self._await(serves)
+            operation = (await asyncio.to_thread(coordinator.status))["history"][-1]
+            line = f"recovered{live.phases(operation['phases'])}"
+            self._console.print(f"[green]✓[/] {line}", highlight=False)
             first: list[float] = []
             load.on_chunk = lambda: first.append(time.monotonic())
             await self._alongside(load.progress(self._plan.between))
