@@ -48,7 +48,7 @@ test-cluster: setup  ## the operator in a Kubernetes cluster made for it (KEEP=1
 	scripts/cluster/cluster load --name test elasticmoe:dev elasticmoe-engine-base:dev; \
 	scripts/cluster/cluster exec --name test $(BIN)/pytest -q -m cluster
 
-cluster-up:  ## a Kubernetes cluster on this machine (the first time about 10 minutes without a registry)
+cluster-up:  ## a Kubernetes cluster on this machine (the first time 10 to 20 minutes without a registry)
 	scripts/cluster/cluster up
 
 cluster-down:  ## delete it
