@@ -212,6 +212,7 @@ class Reconciler:
         group = observed.group
         calm = (
             plan.operation is None
+            and not plan.ended
             and not plan.actions
             and group is not None
             and {one.name for one in observed.pods}

@@ -82,11 +82,16 @@ def test_arguments_that_the_engine_refuses_and_then_good_ones(group: Callable[..
     moe = group(wait=False)
     moe.settled(2)
     coordinator = moe.coordinator_pod()["metadata"]["uid"]
+    revision = moe.status()["revision"]["hash"]
     moe.with_engine(args=["/opt/sim-model", "--tensor-parallel-size", "many"])
     eventually(lambda: moe.condition("Degraded").get("status") == "True", 60, "Degraded")
     assert "tensor-parallel-size" in moe.condition("Degraded")["message"]
     assert moe.status()["readyReplicas"] == 2
+    assert moe.status()["revision"]["hash"] == revision
     moe.with_engine(args=["/opt/sim-model", "--max-num-seqs", "32"])
-    moe.settled(2, limit=120)
+    # Not after a pause for the arguments before.
+    moe.settled(2, limit=20)
+    assert moe.history()[-1] == "Restart 2->2 Succeeded"
+    assert moe.status()["revision"]["hash"] != revision
     assert moe.reason("Degraded") == "False/Healthy"
     assert moe.coordinator_pod()["metadata"]["uid"] == coordinator

@@ -123,6 +123,8 @@ WARM_S, LEAVE_S, EVICT_S = 3.0, 2.0, 8.0
 WAIT_S, PREPARE_S, COMMIT_S, START_S, REPLACE_S = 6.0, 3.0, 2.0, 4.0, 5.0
 BACKOFF_S = 4.0
 STEP_S = 1.0
+LOOK_S = 0.002
+"""A look takes a while: no two operations begin in one millisecond, or they had one id."""
 
 
 class Refused(Exception):
@@ -668,6 +670,7 @@ class World:
         fault: "write" loses the status write, "die" ends the process right after it, "half" after
         the first action.
         """
+        self.now += LOOK_S
         memory = self.stored if self.memory is None else self.memory
         found = self.observe()
         running, history = status.read_operation(memory), status.read_history(memory)

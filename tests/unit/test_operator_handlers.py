@@ -29,6 +29,7 @@ class Running:
         self.cluster = Cluster(3)
         self.coordinator = Coordinator(self.cluster)
         self.operator = Operator(SETTINGS, self.cluster, self.coordinator)  # type: ignore[arg-type]
+        self.events: list[str] = []
         self.tag("one")
 
     def tag(self, tag: str) -> None:
@@ -69,8 +70,10 @@ class Running:
 
 
 @pytest.fixture
-async def running() -> AsyncIterator[Running]:
+async def running(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Running]:
     made = Running()
+    # kopf's own takes them within its handlers only.
+    monkeypatch.setattr(kopf, "event", lambda *_, reason, **__: made.events.append(reason))
     await made.operator.startup(kopf.OperatorSettings())
     await made.changed("ADDED")
     yield made
@@ -101,6 +104,7 @@ async def test_a_coordinator_that_goes_away_is_looked_at_and_not_waited_for(runn
     await running.changed("MODIFIED")
     await running.until(lambda: running.looks() > looks + 1)
     assert len(running.waits()) == waits
+    assert running.events == ["CoordinatorUnavailable"]
 
 
 async def test_a_coordinator_of_an_older_version_is_not_waited_for(running: Running):
@@ -128,12 +132,8 @@ async def test_a_deployment_that_is_gone_is_not_looked_at(running: Running):
 
 
 @pytest.mark.parametrize(("meta", "told"), [({}, True), (DELETED, False)])
-async def test_a_deployment_that_goes_is_told_no_events(
-    running: Running, monkeypatch: pytest.MonkeyPatch, meta: Any, told: bool
-):
+async def test_a_deployment_that_goes_is_told_no_events(running: Running, meta: Any, told: bool):
     """They would be refused, and tried again, where its namespace goes too."""
-    events: list[str] = []
-    monkeypatch.setattr(kopf, "event", lambda *_, reason, **__: events.append(reason))
     await running.rests()
     await running.changed("MODIFIED", meta=meta)
     running.cluster.group = group(2, reason="ResizeFailed", message="it failed")
@@ -142,7 +142,7 @@ async def test_a_deployment_that_goes_is_told_no_events(
     await running.until(lambda: running.looks() > looks)
     await running.changed("MODIFIED", meta=meta)
     await running.until(lambda: running.looks() > looks + 1)
-    assert bool(events) is told
+    assert bool(running.events) is told
 
 
 async def test_a_fault_of_ours_ends_no_loop(

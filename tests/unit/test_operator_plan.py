@@ -644,12 +644,26 @@ def test_the_group_is_restarted_when_all_pods_have_the_command():
 
 
 def test_arguments_that_cannot_be_end_the_restart_before_anything_happens():
-    seen = told(OLD, OLD, NEW, next_command_problem="--foo: vLLM knows no such option")
+    seen = told(OLD, NEW, NEW, next_command_problem="--foo: vLLM knows no such option")
     found = plan(WANTED, seen, update())
     assert [(one.result, one.message) for one in found.ended] == [
         ("Failed", "moe-0: --foo: vLLM knows no such option")
     ]
     assert not [one for one in found.actions if isinstance(one, RestartGroup)]
+
+
+def test_a_refusal_of_the_arguments_before_is_not_one_of_these():
+    seen = told(OLD, "refused", next_command_problem="--foo: vLLM knows no such option")
+    found = plan(WANTED, seen, None)
+    assert (phase(found), found.ended) == ("Update", ())
+    assert ApplyCommand() in found.actions
+
+
+def test_an_update_that_fails_where_it_begins_is_held_at_once():
+    seen = told(OLD, NEW, next_command_problem="--foo: vLLM knows no such option")
+    found = plan(WANTED, seen, None)
+    assert (outcome(found), found.operation) == (["Failed"], None)
+    assert found.held == "moe-0: --foo: vLLM knows no such option; it is tried again after 30 s"
 
 
 def test_a_failed_update_is_tried_again_with_back_off_and_reverting_heals():

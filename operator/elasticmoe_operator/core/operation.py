@@ -66,7 +66,7 @@ class Ended:
 
 
 def new_id(kind: Kind, size: int, now: float) -> str:
-    """Of an operation; new at each instant."""
+    """Of an operation; new in each millisecond, which is less than a look takes."""
     return f"{kind.lower()}-{size}-{int(now * 1000):x}"
 
 

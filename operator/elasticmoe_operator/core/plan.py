@@ -44,6 +44,9 @@ def plan(
     if progress.operation is None:
         progress.operation, held = due(view, (*history, *progress.ended))
         progress.advance()
+        if progress.operation is None and not held:
+            # One that ended where it began may not look as if nothing were wanted.
+            _, held = due(view, (*history, *progress.ended))
     actions = list(progress.actions)
     now = progress.operation
     draining = now is not None and now.phase == "Drain"
