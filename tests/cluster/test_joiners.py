@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
+import pytest
 from support.cluster import Group, eventually
 
 SHORT = {"lameDuckSeconds": 2, "drainTimeoutSeconds": 30, "joinerTimeoutSeconds": 10}
@@ -95,3 +96,18 @@ def test_arguments_that_the_engine_refuses_and_then_good_ones(group: Callable[..
     assert moe.status()["revision"]["hash"] != revision
     assert moe.reason("Degraded") == "False/Healthy"
     assert moe.coordinator_pod()["metadata"]["uid"] == coordinator
+
+
+@pytest.mark.parametrize("mended", [[], ["--max-num-seqs", "32"]], ids=["taken back", "mended"])
+def test_arguments_that_end_every_start_and_then_good_ones(
+    group: Callable[..., Group], mended: list[str]
+) -> None:
+    """Only the engine knows that they are no good: the group is down until they are mended."""
+    moe = group(recovery={"maxRestarts": 1, "stallSeconds": 8, "replacementSeconds": 20})
+    moe.with_engine(args=["/opt/sim-model", "--max-num-seqs", "many"])
+    eventually(lambda: moe.reason("Degraded") == "True/RestartsExhausted", 90, "no more restarts")
+    eventually(lambda: moe.history()[-1] == "Restart 2->2 Failed", 20, "the operation's end")
+    moe.with_engine(args=["/opt/sim-model", *mended])
+    moe.settled(2, limit=120)
+    assert moe.history()[-1] == "Restart 0->2 Succeeded"
+    assert moe.reason("Degraded") == "False/Healthy"

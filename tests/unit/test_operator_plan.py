@@ -708,6 +708,33 @@ def test_engines_that_do_not_take_the_command_are_not_restarted_in_a_loop():
     )
 
 
+def exhausted(*instances: Any) -> Group:
+    return replace(
+        group(0), state="Failed", reason="RestartsExhausted", desired=3, instances=instances
+    )
+
+
+def test_a_group_that_gave_up_is_asked_to_start_with_its_new_pods():
+    ready = tuple(instance(n, active=False) for n in range(3))
+    seen = look(
+        3, pods=tuple(spare(n) for n in range(3)), group=exhausted(*ready), ranks=ranks(3, WANTED)
+    )
+    starts = op("Restart", "Start", to_size=3, revision=NEW)
+    found = plan(WANTED, seen, starts)
+    assert [one for one in found.actions if isinstance(one, SetTarget)] == [
+        SetTarget(operation_id="op", size=3)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("tried", "due"), [(NEW, "Drain"), (OLD, "")], ids=["another template", "this template"]
+)
+def test_a_template_that_brought_the_group_down_can_be_taken_back(tried: str, due: str):
+    down = look(3, pods=tuple(spare(n) for n in range(3)), group=exhausted())
+    history = (ended("Failed", "Restart", 3, revision=tried),)
+    assert phase(plan(spec(3), down, None, history)) == due
+
+
 def test_a_change_that_takes_new_pods_now_ends_the_update():
     wanted = spec(3, template=other_template("vllm:9"))
     found = plan(wanted, told(OLD, OLD), update())

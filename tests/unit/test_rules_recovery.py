@@ -254,6 +254,17 @@ def test_a_person_has_the_failed_group_try_again(how):
         until_serving(world, 3)
 
 
+def test_who_mends_a_failed_group_has_all_restarts_again():
+    world = group(2, restart_limit=3)
+    world.kill_engine("h1")
+    until_failed(world)
+    world.put(2, "mended")
+    until_serving(world, 2)
+    world.kill_engine("h1")
+    until(world, lambda: world.status.state == "Recovering")
+    until_serving(world, 2)
+
+
 def test_the_bound_counts_only_what_was_lately():
     world = group(2, restart_limit=2, restart_window=60.0)
     for _ in range(4):

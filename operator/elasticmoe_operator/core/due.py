@@ -23,7 +23,8 @@ def due(view: View, history: Sequence[Ended]) -> tuple[Operation | None, str]:
         return None, ""
     if ranks is None:
         return _begin(view, "Start", "CreatePods", 0), ""
-    if ranks.revision != spec.revision or view.old_pods() or view.old_engines():
+    changed = ranks.revision != spec.revision or view.old_pods() or view.old_engines()
+    if changed or _taken_back(view, history):
         return _restart(view, history)
     if group is None or group.operation is not None:
         return None, ""
@@ -52,6 +53,14 @@ def _restart(view: View, history: Sequence[Ended]) -> tuple[Operation | None, st
         attempt = last.operation.attempt + 1
     phase: ops.Phase = "Update" if view.in_place() else "Drain"
     return _begin(view, "Restart", phase, group.size if group else 0, attempt), ""
+
+
+def _taken_back(view: View, history: Sequence[Ended]) -> bool:
+    """The group is down because of a template that is no longer asked for."""
+    last = _last(history, lambda one: one.operation.kind == "Restart")
+    if last is None or not view.exhausted():
+        return False
+    return last.result == "Failed" and last.operation.revision != view.spec.revision
 
 
 def _resize(view: View, now: int, history: Sequence[Ended]) -> tuple[Operation | None, str]:

@@ -204,7 +204,7 @@ class Progress:
         running = group.operation
         if running is not None and (running.kind == "scale_up" or running.phase not in _WAITS):
             return
-        again = operation.attempt > 1 or self.view.gave_up()
+        again = operation.attempt > 1 or self.view.gave_up() or self.view.exhausted()
         if group.desired != operation.to_size or again:
             self.actions.append(SetTarget(operation_id=operation.id, size=operation.to_size))
 

@@ -85,6 +85,10 @@ class View:
         """The coordinator does not try a failed resize again before somebody asks."""
         return self.group is not None and self.group.reason == "ResizeFailed"
 
+    def exhausted(self) -> bool:
+        """The coordinator starts nothing any more before somebody asks."""
+        return self.group is not None and self.group.reason == "RestartsExhausted"
+
     # --- joiners ---------------------------------------------------------------------------------
 
     def joiners(self, size: int) -> list[Pod]:

@@ -50,7 +50,8 @@ class Recover:
                 f"{len(tries)} restarts in {minutes:g} minutes did not help, the last reason: "
                 f"{book.running.error or book.running.reason}. Mend it, then ask for a restart"
             )
-            book.update(members=())
+            # Only who mended it asks again, and then what was before counts no more.
+            book.update(members=(), restarts=())
             book.end("failed", view.now, error)
             return
         if view.now < _not_before(view, tries):
