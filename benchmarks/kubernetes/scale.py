@@ -272,10 +272,11 @@ class Bench:
                 await asyncio.sleep(0.1)
 
     async def _all_warm(self) -> bool:
-        known = (await self.cluster.coordinator())["instances"]
+        every = (await self.cluster.coordinator())["instances"]
+        known = [one for one in every if one["registered"]]
         there = {name: pod["metadata"]["uid"] for name, pod in self.seen.there.items()}
-        same = {one["instance"]: one["incarnation"] for one in known if one["registered"]} == there
-        return same and all(one["warm"] for one in known if one["registered"])
+        same = {one["instance"]: one["incarnation"] for one in known} == there
+        return same and all(one["warm"] for one in known)
 
     async def step(self, size: int, standby: int) -> Step:
         """Resize and tell what it took."""

@@ -162,10 +162,8 @@ class _Demo:
         size = self._plan.sizes[0]
         await self._until(lambda: _settled(self._status, size), START_LIMIT_S, f"{size} ranks")
         self._report.start_s = time.monotonic() - began
-        self._console.print(
-            f"[green]✓[/] {size} ranks are Available after {self._report.start_s:.1f} s",
-            highlight=False,
-        )
+        line = f"{size} ranks are Available after {self._report.start_s:.1f} s"
+        live.print_done(self._console, line)
 
     async def _begin_load(self) -> None:
         values = {"IMAGE": self._plan.image, "CLIENTS": str(self._plan.clients)}
@@ -196,7 +194,7 @@ class _Demo:
         group = await self._group()
         step = figures.step(operation, group, total_s)
         self._report.resizes.append(step)
-        self._console.print(f"[green]✓[/] {figures.sentence(step)}", highlight=False)
+        live.print_done(self._console, figures.sentence(step))
         return group
 
     async def _group(self) -> dict[str, Any]:

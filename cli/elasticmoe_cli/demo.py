@@ -134,7 +134,7 @@ class _Demo:
         with live.view(self._console, transient=True) as self._view:
             await asyncio.to_thread(self._group.scale, first, self._show)
             line = f"{first} ranks serve after {time.monotonic() - began:.1f} s"
-            self._console.print(f"[green]✓[/] {line}", highlight=False)
+            live.print_done(self._console, line)
             coordinator = self._group.coordinator()
             await self._compare()
             load = Load(
@@ -173,7 +173,7 @@ class _Demo:
         )
         self._report.steps.append(step)
         line = f"{before} → {after} in {step.total_s:.1f} s{live.phases(operation['phases'])}"
-        self._console.print(f"[green]✓[/] {line}", highlight=False)
+        live.print_done(self._console, line)
 
     async def _compare(self) -> None:
         """Every ready rank answers one prompt; all answers are the same as the first."""
@@ -224,7 +224,7 @@ class _Demo:
             healthy = await self._await(serves)
             operation = (await asyncio.to_thread(coordinator.status))["history"][-1]
             line = f"recovered{live.phases(operation['phases'])}"
-            self._console.print(f"[green]✓[/] {line}", highlight=False)
+            live.print_done(self._console, line)
             first: list[float] = []
             load.on_chunk = lambda: first.append(time.monotonic())
             await self._alongside(load.progress(self._plan.between))

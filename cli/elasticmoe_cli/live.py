@@ -39,6 +39,11 @@ class Totals(Protocol):
     errors: dict[str, int]
 
 
+def print_done(console: Console, line: str) -> None:
+    """A step of a demo that is over."""
+    console.print(f"[green]✓[/] {line}", highlight=False)
+
+
 def print_totals(console: Console, report: Totals) -> None:
     """A demo's last line, and what failed."""
     colour = "red" if report.failed else "green"

@@ -42,9 +42,10 @@ def plan(
     progress.advance()
     held = ""
     if progress.operation is None:
-        progress.operation, held = due(view, (*history, *progress.ended))
+        begun, held = due(view, (*history, *progress.ended))
+        progress.operation = begun
         progress.advance()
-        if progress.operation is None and not held:
+        if begun is not None and progress.operation is None:
             # One that ended where it began may not look as if nothing were wanted.
             _, held = due(view, (*history, *progress.ended))
     actions = list(progress.actions)

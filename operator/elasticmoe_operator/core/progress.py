@@ -58,9 +58,9 @@ class Progress:
                 self.actions.append(NudgePod(name=pod.name, uid=pod.uid, command=spec.revision))
             if instance is None or spec.revision not in (instance.command, instance.next_command):
                 waiting.append(pod.name)
-            # Its word may still be of the command before this one.
-            judged = instance is not None and instance.next_command == spec.revision
-            if judged and instance is not None and instance.next_command_problem:
+            if instance is None or instance.next_command != spec.revision:
+                continue  # its word may still be of the command before this one
+            if instance.next_command_problem:
                 self._end("Failed", f"{pod.name}: {instance.next_command_problem}")
                 return
         if not waiting:
